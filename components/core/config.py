@@ -1,0 +1,114 @@
+"""The base of every stage's configuration: unknown keys and impossible values are refused by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tutelage.components.core.errors import ConfigError
+
+
+class StageConfig(BaseModel):
+    """A configuration whose every key is known. Subclass it as a stage's `Config`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @classmethod
+    def build(cls, overrides: Mapping[str, Any] | None = None, /, **values: Any) -> Self:
+        """The configuration of `values`, with `overrides` (nested mappings allowed) laid over them.
+
+        Raises ConfigError that names the first wrong key, its value and what is allowed.
+        """
+        merged = merge(values, overrides or {})
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise _explain(cls, error) from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, mappings merged key by key. Neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+    return merged
+
+
+def _explain(cls: type[BaseModel], error: ValidationError) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    more = f" ({error.error_count() - 1} more wrong)" if error.error_count() > 1 else ""
+    where = f"{_stage_of(cls)} configuration, key {'.'.join(path) or '(whole)'}"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(cls, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        return ConfigError(f"unknown key {path[-1]!r}{more}", where=where, fix=f"{hint}Allowed: {', '.join(known)}.")
+    got = "" if first["type"] == "missing" else f", got {first.get('input')!r}"
+    return ConfigError(f"{first['msg']}{got}{more}", where=where, fix="Correct that key.")
+
+
+def _fields_at(cls: type[BaseModel], path: list[str]) -> list[str]:
+    for part in path:
+        field = cls.model_fields.get(part)
+        kinds = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner is None:
+            return []
+        cls = inner
+    return sorted(cls.model_fields)
+
+
+def _stage_of(cls: type[BaseModel]) -> str:
+    parts = cls.__module__.split(".")
+    return parts[-2] if len(parts) > 1 else parts[-1]
+
+
+class Architecture(StageConfig):
+    """The shape of a Llama to train from nothing, with a byte-level BPE vocabulary learned from the same texts."""
+
+    vocabulary: int = Field(4096, ge=260)
+    hidden_size: int = Field(256, ge=8)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(688, ge=8)
+    context: int = Field(256, ge=16)
+    dropout: float = Field(0.0, ge=0, lt=1, description="On attention weights.")
+
+
+class TrainingConfig(StageConfig):
+    """How a model is trained: the same keys for every training stage. Batch sizes count examples."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_fraction: float = Field(0.05, ge=0, le=1)
+    batch_size: int = Field(64, ge=1, description="Examples per optimizer step, over all processes.")
+    micro_batch_tokens: int = Field(8192, ge=16, description="Padded tokens per forward and process.")
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="Stop after that many optimizer steps.")
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast over float32 weights.")
+    zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; 0 leaves DeepSpeed out.")
+    processes: int = Field(0, ge=0, description="Processes on this machine; 0: one per GPU, or one.")
+    threads: int = Field(0, ge=0, description="CPU threads per process; 0: the processor's cores shared out.")
+    log_every: int = Field(10, ge=1, description="Optimizer steps between logged metrics.")
+    checkpoint_every: int = Field(200, ge=1, description="Optimizer steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class SamplingConfig(StageConfig):
+    """How continuations are drawn."""
+
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, ge=0, description="0 takes the likeliest token.")
+    top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; 0: from all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the smallest set of tokens with that probability.")
+    rows: int = Field(256, ge=1, description="Sequences that are generated side by side.")

@@ -1,0 +1,160 @@
+"""What a stage is handed besides its paths: settings of the run, tracker, store, log, progress and timings."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tutelage.components.core.config import StageConfig
+from tutelage.components.core.progress import Progress, progress, say
+from tutelage.components.core.store import Store, open_store
+from tutelage.components.core.tracking import NullTracker, Tracker, open_tracker
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+RUN_ID_VARIABLE = "TUTELAGE_RUN_ID"
+STORE_VARIABLE = "TUTELAGE_STORE_URI"
+OVERHEAD_PHASES = ("start", "tracking", "imports", "inputs", "outputs")
+
+MLFLOW_STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
+    "succeeded": "FINISHED",
+    "failed": "FAILED",
+    "killed": "KILLED",
+}
+
+
+class Settings(StageConfig):
+    """What preflight resolved for the whole run. Nothing in it belongs to one run alone, so it can key a cache."""
+
+    pipeline: str = ""
+    experiment: str = "tutelage"
+    store_uri: str = ""
+    tracking_uri: str = ""
+    data_digest: str = ""
+    model_digest: str = ""
+
+
+class StageContext:
+    """One stage of one run. Made by `open_stage`; a stage only uses it.
+
+    name: the stage's name. run_id: the pipeline run's. store: where checkpoints and records go.
+    work: a scratch directory that goes with the stage. main: whether this process logs and writes (rank 0).
+    """
+
+    def __init__(
+        self, name: str, settings: Settings, *, store: Store, tracker: Tracker | NullTracker, work: Path
+    ) -> None:
+        self.name, self.settings, self.store, self.tracker, self.work = name, settings, store, tracker, work
+        self.run_id = os.environ.get(RUN_ID_VARIABLE) or f"local-{uuid.uuid4().hex[:12]}"
+        self.main = int(os.environ.get("RANK", "0")) == 0
+        self.phases: dict[str, float] = {}
+        self.checkpoint = ""
+        self._open_phases: list[str] = []
+
+    def log(self, message: str) -> None:
+        """One plain line, with the time and the stage's name, from rank 0."""
+        say(message, stage=self.name)
+
+    def progress(
+        self, total: int | None, description: str, *, unit: str = "step"
+    ) -> contextlib.AbstractContextManager[Progress]:
+        return progress(total, f"{self.name}: {description}", unit=unit)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds spent inside to the phase `name`. See OVERHEAD_PHASES for those that are not work."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def open_stage(
+    name: str,
+    config: BaseModel | Mapping[str, Any],
+    settings: Settings,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str] | None = None,
+) -> Iterator[tuple[StageContext, dict[str, Any]]]:
+    """A stage's context, and the record that it leaves in the store: put the result's metrics into `record["metrics"]`.
+
+    The record is `runs/<run id>/<stage>.json`, written when the stage starts and when it ends, however it ends.
+    Raises StoreError or TrackingError where the store or the tracking server cannot be used.
+    """
+    born = process_start()
+    main = int(os.environ.get("RANK", "0")) == 0
+    work = Path(tempfile.mkdtemp(prefix=f"tutelage-{name}-"))
+    opened = time.time()
+    store = open_store(settings.store_uri or os.environ.get(STORE_VARIABLE) or str(work / "store"))
+    values = config if isinstance(config, Mapping) else config.model_dump(mode="json")
+    context = StageContext(name, settings, store=store, tracker=NullTracker(), work=work)
+    record: dict[str, Any] = {
+        "stage": name, "status": "running", "started": _now(), "metrics": {},
+        "inputs": dict(inputs or {}), "outputs": dict(outputs or {}), "config": values,
+    }  # fmt: skip
+    try:
+        if main:
+            with context.phase("tracking"):
+                context.tracker = open_tracker(
+                    name,
+                    pipeline=settings.pipeline or name,
+                    run_id=context.run_id,
+                    experiment=settings.experiment,
+                    tracking_uri=settings.tracking_uri,
+                )
+                context.tracker.log_params(values)
+            record["mlflow_run_id"] = context.tracker.run_id
+            _write(context, record)
+        yield context, record
+        record["status"] = "succeeded"
+    except BaseException as error:
+        record["status"] = "killed" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
+        record["error"] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        if main:
+            with context.phase("tracking"):
+                context.tracker.finish(MLFLOW_STATUS[record["status"]])
+            ended = time.time()
+            context.phases["start"] = opened - born
+            record |= {
+                "finished": _now(),
+                "seconds": round(ended - born, 3),
+                "phases": {phase: round(seconds, 3) for phase, seconds in context.phases.items()},
+                "checkpoint": context.checkpoint,
+            }
+            with contextlib.suppress(Exception) if record["status"] != "succeeded" else contextlib.nullcontext():
+                _write(context, record)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def process_start() -> float:
+    """When this process began, in seconds of the epoch (from /proc; this moment where there is none)."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.time()
+
+
+def _write(context: StageContext, record: dict[str, Any]) -> None:
+    key = f"runs/{context.run_id}/{context.name}.json"
+    context.store.write(key, json.dumps(record, indent=1, default=str).encode())
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,129 @@
+"""The records that stages hand to each other: one class per schema, immutable, one JSON object a line.
+
+Unknown keys are ignored: users' files carry more than we need. Text that is empty or blank is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, LiteralString
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+# The pattern runs inside pydantic's core: no Python call per field.
+Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class Message(BaseModel):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    role: Text
+    content: Text
+
+
+PromptText = Text | Annotated[list[Message], Field(min_length=1)]
+
+
+class Record(BaseModel):
+    """A row with a stable id. Data preparation fills an empty id with a hash of the content."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: Annotated[str, Field(coerce_numbers_to_str=True)] = ""
+
+
+class Prompt(Record):
+    """What a rollout starts from."""
+
+    prompt: PromptText
+    meta: dict[str, Any] | None = None
+
+
+class Demo(Record):
+    """A prompt and the response to imitate. Also read from `messages`, of which the last is the assistant's."""
+
+    prompt: PromptText
+    response: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_messages(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "messages" not in data or "prompt" in data:
+            return data
+        turns = data["messages"]
+        if not isinstance(turns, list) or len(turns) < 2:
+            raise _not_one_reply("messages must be a prompt and then one message of the assistant")
+        return {**data, "prompt": turns[:-1], "response": _reply(turns[-1:])}
+
+
+class Pair(Record):
+    """Two responses to one prompt, of which people (or a judge) preferred `chosen`.
+
+    Also read from conversations: `chosen` and `rejected` as message lists that end in one differing message of the
+    assistant, after a prompt that is given apart (text or messages), or is what both begin with.
+    margin: by how much, the number a reward objective may use. strength: the measured strength of the preference.
+    weight: the record's weight in a loss. agreement: in [0, 1], how probably a random judge agrees. source: its kind.
+    """
+
+    prompt: PromptText
+    chosen: Text
+    rejected: Text
+    margin: FiniteFloat | None = None
+    strength: FiniteFloat | None = None
+    weight: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    agreement: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    source: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_conversations(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("chosen"), list):
+            return data
+        chosen, rejected, given = data["chosen"], data.get("rejected"), data.get("prompt")
+        if not isinstance(rejected, list):
+            return data
+        prompt = given if isinstance(given, list) else []
+        chosen, rejected = _after(prompt, chosen), _after(prompt, rejected)
+        shared = _shared_turns(chosen, rejected)
+        if isinstance(given, str) and not shared:
+            prompt = [{"role": "user", "content": given}]
+        prompt = [*prompt, *chosen[:shared]]
+        replies = {"chosen": _reply(chosen[shared:]), "rejected": _reply(rejected[shared:])}
+        rest = {key: value for key, value in data.items() if key != "prompt"}
+        return {**rest, **replies, "prompt": prompt} if prompt else {**rest, **replies}
+
+
+class Rated(Record):
+    """A text and the ratings that single people gave it."""
+
+    source: Text
+    text: Text
+    ratings: Annotated[list[int], Field(min_length=1)]
+
+
+def plain_text(prompt: str | list[Message]) -> str:
+    """The words of a prompt: itself, or the contents of its messages, one below the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
+
+
+def _after(prompt: list[Any], turns: list[Any]) -> list[Any]:
+    """The turns that follow the prompt, where a file repeats it in front of each response."""
+    return turns[len(prompt) :] if turns[: len(prompt)] == prompt else turns
+
+
+def _shared_turns(chosen: list[Any], rejected: list[Any]) -> int:
+    """With how many equal turns both begin, their last ones left aside: those are the responses."""
+    most = max(0, min(len(chosen), len(rejected)) - 1)
+    return next((turn for turn in range(most) if chosen[turn] != rejected[turn]), most)
+
+
+def _reply(turns: list[Any]) -> Any:
+    if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
+        raise _not_one_reply("after the prompt there must be one message of the assistant")
+    return turns[0].get("content")
+
+
+def _not_one_reply(message: LiteralString) -> PydanticCustomError:
+    return PydanticCustomError("not_one_reply", message)

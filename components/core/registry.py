@@ -1,0 +1,121 @@
+"""Methods under the name that their paper gave them.
+
+A method is one function with one decorator, in a module of one of the packages below:
+
+    @register("dpo", family="pair objective", source="Rafailov et al. 2023 (arXiv 2305.18290), eq. 7")
+    def dpo(chosen, rejected, *, beta=0.1): ...
+
+The catalogue is read from the source text, so that listing methods or compiling a pipeline imports no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tutelage.components.core.errors import ConfigError
+
+COMPONENTS = Path(__file__).resolve().parent.parent
+PACKAGES = ("core", "policy_optimization/preference", "policy_optimization/online", "reward_model")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Method:
+    """One registered function. `target` is "module:function"; `defaults` its keyword defaults."""
+
+    name: str
+    family: str
+    source: str
+    target: str
+    defaults: dict[str, Any] = field(hash=False)
+    summary: str
+
+    def load(self) -> Callable[..., Any]:
+        module, _, function = self.target.partition(":")
+        return getattr(importlib.import_module(module), function)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def register(name: str, *, family: str, source: str) -> Callable[[Function], Function]:
+    """Mark a function or class as the method `name` of `family`; `source` says where its formula stands."""
+
+    def mark(function: Function) -> Function:
+        function.method = (name, family, source)  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@cache
+def catalogue() -> tuple[Method, ...]:
+    """Every registered method, by family and name."""
+    found = [
+        method
+        for package in PACKAGES
+        for path in sorted((COMPONENTS / package).glob("*.py"))
+        if "@register(" in (text := path.read_text(encoding="utf-8"))
+        for method in _methods(path, text)
+    ]
+    return tuple(sorted(found, key=lambda method: (method.family, method.name)))
+
+
+def names(family: str) -> list[str]:
+    """The names registered in a family, sorted."""
+    return [method.name for method in catalogue() if method.family == family]
+
+
+def get(family: str, name: str) -> Callable[..., Any]:
+    """The function registered as `name`. Raises ConfigError that lists the names there are."""
+    for method in catalogue():
+        if (method.family, method.name) == (family, name):
+            return method.load()
+    raise ConfigError(f"unknown {family} {name!r}", fix=f"Allowed: {', '.join(names(family)) or 'none'}.")
+
+
+def _methods(path: Path, text: str) -> Iterator[Method]:
+    relative = path.relative_to(COMPONENTS).with_suffix("")
+    module = ".".join(("tutelage", "components", *relative.parts))
+    for node in ast.parse(text).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register":
+                words = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+                summary = (ast.get_docstring(node) or "").partition("\n")[0]
+                yield Method(
+                    name=ast.literal_eval(call.args[0]),
+                    family=words["family"],
+                    source=words["source"],
+                    target=f"{module}:{node.name}",
+                    defaults=_defaults(node),
+                    summary=summary,
+                )
+
+
+def _defaults(node: ast.FunctionDef | ast.ClassDef) -> dict[str, Any]:
+    if isinstance(node, ast.ClassDef):
+        inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+        return _defaults(inits[0]) if inits else {}
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return {argument.arg: ast.literal_eval(value) for argument, value in pairs if value is not None}
+
+
+def check_options(family: str, name: str, options: dict[str, Any]) -> None:
+    """Raises ValueError (for a configuration's validator) if the method or one of its options is unknown."""
+    method = next((one for one in catalogue() if (one.family, one.name) == (family, name)), None)
+    if method is None:
+        raise ValueError(f"unknown {family} {name!r}; allowed: {', '.join(names(family))}")
+    unknown = sorted(set(options) - set(method.defaults))
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {unknown[0]!r}; allowed: {', '.join(sorted(method.defaults)) or 'none'}"
+        )

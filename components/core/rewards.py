@@ -1,0 +1,86 @@
+"""Reward sources: text in, a number out. Tokenizers of policy and source need not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tutelage.components.core.errors import ConfigError
+from tutelage.components.core.registry import register
+
+if TYPE_CHECKING:
+    import torch
+
+
+class RewardSource(Protocol):
+    """Scores whole texts. Higher is better."""
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        """One reward per prompt and response, in order."""
+        ...
+
+
+@register(
+    "vader", family="reward source", source="Hutto and Gilbert 2014 (ICWSM), compound score of the rule-based analyser"
+)
+class VaderReward:
+    """The compound sentiment score of prompt and response, in [-1, 1]. Rule-based: nothing here was trained on it."""
+
+    def __init__(self) -> None:
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ImportError:
+            raise ConfigError(
+                "the reward source 'vader' needs the package vaderSentiment", fix="pip install 'tutelage[lexicon]'."
+            ) from None
+        self.analyser = SentimentIntensityAnalyzer()
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        texts = (f"{prompt_text(prompt)}{response}" for prompt, response in zip(prompts, responses, strict=True))
+        return [float(self.analyser.polarity_scores(text)["compound"]) for text in texts]
+
+
+class LearnedReward:
+    """A reward model: its scalar at the end token of prompt and response."""
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        max_tokens: int = 512,
+        micro_batch_tokens: int = 16384,
+        device: torch.device | None = None,
+    ) -> None:
+        import torch
+
+        from tutelage.components.core.batches import Encoder
+        from tutelage.components.core.models import ScalarModel, load_scalar_model, load_tokenizer
+
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = ScalarModel(load_scalar_model(directory)).to(self.device).eval()
+        self.encoder = Encoder(load_tokenizer(directory), max_tokens)
+        self.micro_batch_tokens = micro_batch_tokens
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        """A text longer than max_tokens loses its beginning. Every response is read as ended."""
+        import torch
+
+        from tutelage.components.core.batches import Sequence as Tokens
+        from tutelage.components.core.batches import collate, micro_batches
+
+        groups = []
+        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            tokens = self.encoder(str(index), prompt, response).tokens[-self.encoder.max_tokens :]
+            groups.append((Tokens(str(index), tokens, 1),))
+        rewards = torch.empty(len(groups))
+        with torch.inference_mode():
+            for indices, _ in micro_batches(groups, tokens=self.micro_batch_tokens):
+                batch = collate([groups[index] for index in indices], self.encoder.end).to(self.device)
+                rewards[indices] = self.model.rewards(batch.input_ids, batch.lengths).cpu()
+        return rewards.tolist()
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as plain text: messages are joined by newlines."""
+    return prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt) + "\n"

@@ -1,0 +1,76 @@
+"""A trainer's state on disk: weights and optimizer in safetensors, the rest in JSON; DeepSpeed's shards as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import DistributedType, broadcast_object_list
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tutelage.components.core.trainer import Trainer
+
+
+def save_state(trainer: Trainer) -> None:
+    """Publishes a checkpoint of the trainer's step. Every process calls it."""
+    accelerator = trainer.accelerator
+    main = accelerator.is_main_process
+    # The processes of one machine write into one folder, which the main process publishes.
+    names = [str(trainer.checkpoints.prepare(trainer.step)) if main else ""]
+    folder = Path((broadcast_object_list(names) if trainer.world > 1 else names)[0])
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        trainer.model.save_checkpoint(str(folder / "zero"), tag="zero")
+    accelerator.wait_for_everyone()
+    if main:
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            save_model(trainer.unwrapped(), str(folder / "model.safetensors"))
+            save_file(_flat(trainer.optimizer.state_dict()["state"]), folder / "optimizer.safetensors")
+        state = {"state": trainer.state, "history": trainer.history, "seconds": trainer.elapsed()}
+        (folder / "state.json").write_text(json.dumps(state))
+        trainer.checkpoints.publish(trainer.step, folder)
+    accelerator.wait_for_everyone()
+
+
+def restore_state(trainer: Trainer) -> bool:
+    """Sets the trainer to its newest whole checkpoint; False if there is none.
+
+    Raises ArtifactError for a checkpoint of another configuration.
+    """
+    found = trainer.checkpoints.latest()
+    if found is None:
+        return False
+    step, folder = found
+    if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed unpickles its optimizer shards: they are ours, and the manifest's digests held.
+        trainer.model.load_checkpoint(str(folder / "zero"), tag="zero")
+    else:
+        load_model(trainer.unwrapped(), folder / "model.safetensors", device=str(trainer.device))
+        groups = trainer.optimizer.state_dict()["param_groups"]
+        held = _nested(load_file(folder / "optimizer.safetensors", device=str(trainer.device)))
+        trainer.optimizer.load_state_dict({"state": held, "param_groups": groups})
+    saved = json.loads((folder / "state.json").read_text())
+    trainer.updates = step * trainer.updates_per_step
+    trainer.state, trainer.history = saved["state"], saved["history"]
+    trainer.restart_clock(saved["seconds"])
+    return True
+
+
+def _flat(state: dict[int, dict[str, Any]]) -> dict[str, Tensor]:
+    return {
+        f"{index}.{key}": torch.as_tensor(value).contiguous()
+        for index, held in state.items()
+        for key, value in held.items()
+    }
+
+
+def _nested(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    held: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        # Adam counts its steps in a 0-dimensional tensor on the CPU.
+        held.setdefault(int(index), {})[key] = tensor.cpu() if key == "step" else tensor
+    return held

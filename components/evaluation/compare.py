@@ -1,0 +1,231 @@
+"""Every model answers the same held-out prompts with the same seed; rewards, distances and the verdict follow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.components.core import tables
+from tutelage.components.core.batches import Encoder, collate, micro_batches
+from tutelage.components.core.batches import Sequence as Tokens
+from tutelage.components.core.context import StageContext
+from tutelage.components.core.errors import ArtifactError, DataError
+from tutelage.components.core.manifest import read_manifest, write_manifest
+from tutelage.components.core.model_source import locate_model
+from tutelage.components.core.models import load_policy, load_tokenizer
+from tutelage.components.core.records import Prompt
+from tutelage.components.core.registry import get
+from tutelage.components.core.rewards import LearnedReward, RewardSource, prompt_text
+from tutelage.components.core.sampling import sample
+from tutelage.components.core.scores import Policy
+from tutelage.components.evaluation.gate import judge
+from tutelage.components.evaluation.measures import distinct_2, interval, paired_gain, win_rate
+from tutelage.components.evaluation.report_data import bundle
+from tutelage.components.evaluation.report_page import report_from
+from tutelage.components.evaluation.stage import Config, Result
+
+SAMPLES = 24  # prompts whose answers are kept, the first of the held-out ones
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that takes part. source: directory or hub id."""
+
+    name: str
+    role: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer of one model to each prompt. kl: log pi(y|x) - log pi_sft(y|x), summed over the answer's tokens."""
+
+    texts: list[str]
+    lengths: list[int]
+    kl: list[float]
+
+
+def compare(
+    config: Config, context: StageContext, *, dataset: Path, sft: Path, policy: Path, reward_model: Path | None,
+    evaluation: Path, report: Path,
+) -> Result:  # fmt: skip
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    with context.phase("inputs"):
+        inputs = {"dataset": read_manifest(dataset, kind="dataset").digest}
+        inputs |= {name: read_manifest(path, kind="policy").digest for name, path in (("sft", sft), ("policy", policy))}
+        prompts = tables.load(dataset / "prompts.eval.jsonl", Prompt)[: config.prompts]
+        if len(prompts) < 2:
+            raise DataError(
+                f"{len(prompts)} held-out prompts are too few", where="prompts.eval.jsonl", fix="Hold out more records."
+            )
+        candidates = _candidates(config, context, sft, policy)
+        sources = _sources(config, context, reward_model)
+    judged_by = "gold" if "gold" in sources else "learned"
+    named = ", ".join(one.name for one in candidates)
+    context.log(f"{named} on {len(prompts):,} held-out prompts, judged by the {judged_by} reward")
+
+    answers: dict[str, Answers] = {}
+    with context.progress(len(candidates), "answers", unit="model") as bar:
+        for one in candidates:
+            with context.phase("answer"):
+                answers[one.name] = answer(one, candidates[0], prompts, config, context)
+            bar.advance(1)
+    texts = [prompt.prompt for prompt in prompts]
+    with context.phase("score"):
+        rewards = {
+            source: {name: scorer.score(texts, given.texts) for name, given in answers.items()}
+            for source, scorer in sources.items()
+        }
+
+    baseline = candidates[0].name
+    rows = {one.name: _row(one, answers[one.name], rewards, baseline, judged_by) for one in candidates}
+    chosen = next(one.name for one in candidates if one.role == "policy")
+    gate = judge(rows[chosen], rows[baseline], config, judged_by=judged_by)
+    champion = next((one.name for one in candidates if one.role == "champion"), None)
+    if champion:
+        gain = paired_gain(rewards[judged_by][chosen], rewards[judged_by][champion])
+        gate |= {"champion_gain": gain, "champion_beaten": gain["low"] > 0.0}
+    order = sorted(candidates, key=lambda one: ("base", "sft", "champion", "policy").index(one.role))
+    document = {
+        "models": [rows[one.name] for one in order],
+        "judge": judged_by,
+        "gold": config.gold,
+        "prompts": len(prompts),
+        "gate": gate,
+        "samples": [
+            {"prompt": prompt_text(prompt.prompt), **{one.name: answers[one.name].texts[index] for one in order}}
+            for index, prompt in enumerate(prompts[:SAMPLES])
+        ],
+    }
+    with context.phase("outputs"):
+        stages = {"sft": sft, **({"reward_model": reward_model} if reward_model else {}), "policy_optimization": policy}
+        evaluation.mkdir(parents=True, exist_ok=True)
+        ordered = {source: {one.name: found[one.name] for one in order} for source, found in rewards.items()}
+        values = config.model_dump(mode="json")
+        bundle(
+            evaluation,
+            evaluation=document,
+            stages=stages,
+            dataset=dataset,
+            configs={"evaluation": values},
+            rewards=ordered,
+        )
+        write_manifest(evaluation, kind="evaluation", config=values, inputs=inputs)
+        report_from(evaluation, report)
+        context.tracker.log_artifact(report, "report")
+    context.log(f"verdict: {gate['verdict']}; wrote {evaluation} and the report to {report}")
+    for check in gate["checks"]:
+        outcome = "passed" if check["passed"] else "FAILED"
+        context.log(f"  {outcome} {check['name']}: {check['value']:.4g}, threshold {check['threshold']:.4g}")
+    return _result(rows[chosen], gate["verdict"])
+
+
+@torch.inference_mode()
+def answer(
+    one: Candidate, reference: Candidate, prompts: Sequence[Prompt], config: Config, context: StageContext
+) -> Answers:
+    """Samples one answer to each prompt and measures its distance to the reference, which reads the same tokens.
+
+    Where the tokenizers differ, the reference reads the same text in its own tokens.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(one.source, trust_remote_code=config.trust_remote_code)
+    model = load_policy(one.source, trust_remote_code=config.trust_remote_code).to(device)
+    encoder = Encoder(tokenizer, config.max_tokens)
+    before = [encoder.prompt(prompt.prompt) for prompt in prompts]
+    drawn = [only for (only,) in sample(model, before, config.sampling, end=encoder.end, seed=config.seed)]
+    texts = [encoder.decode(one.tokens[:-1] if one.ended else one.tokens) for one in drawn]
+    own = [
+        Tokens(str(index), head + tail.tokens, len(head))
+        for index, (head, tail) in enumerate(zip(before, drawn, strict=True))
+    ]
+    if one.source == reference.source:
+        return Answers(texts, [len(given.tokens) for given in drawn], [0.0] * len(drawn))
+    logps = _summed_logps(Policy(model), own, tokenizer.pad_token_id, config, device)
+    reference_tokenizer = load_tokenizer(reference.source, trust_remote_code=config.trust_remote_code)
+    if reference_tokenizer.get_vocab() != tokenizer.get_vocab():
+        reader = Encoder(reference_tokenizer, config.max_tokens)
+        own = [
+            reader(str(index), prompt.prompt, text, ended=given.ended)
+            for index, (prompt, text, given) in enumerate(zip(prompts, texts, drawn, strict=True))
+        ]
+    reference_model = Policy(load_policy(reference.source, trust_remote_code=config.trust_remote_code).to(device))
+    reference_logps = _summed_logps(reference_model, own, reference_tokenizer.pad_token_id, config, device)
+    return Answers(
+        texts, [len(given.tokens) for given in drawn], [a - b for a, b in zip(logps, reference_logps, strict=True)]
+    )
+
+
+def _summed_logps(
+    policy: Policy, sequences: Sequence[Tokens], pad: int, config: Config, device: torch.device
+) -> list[float]:
+    groups = [(sequence,) for sequence in sequences]
+    found = [0.0] * len(groups)
+    for indices, _ in micro_batches(groups, tokens=config.micro_batch_tokens):
+        batch = collate([groups[index] for index in indices], pad).to(device)
+        logps, _ = policy(batch.input_ids, batch.mask, temperature=config.sampling.temperature or 1.0)
+        for index, value in zip(indices, logps.sum(1).tolist(), strict=True):
+            found[index] = value
+    return found
+
+
+def _candidates(config: Config, context: StageContext, sft: Path, policy: Path) -> list[Candidate]:
+    """The fine-tuned model first: it is what the others are compared with."""
+    found = [Candidate("sft", "sft", str(sft)), Candidate(_method(policy, "policy"), "policy", str(policy))]
+    if config.model_uri:
+        found.append(Candidate("base", "base", locate_model(config.model_uri, context.work / "base")))
+    if config.champion_uri:
+        source = locate_model(config.champion_uri, context.work / "champion")
+        found.append(Candidate(f"champion ({_method(Path(source), 'unknown')})", "champion", source))
+    return found
+
+
+def _method(directory: Path, default: str) -> str:
+    try:
+        return str(read_manifest(directory, verify=False).extra.get("method", default))
+    except ArtifactError:
+        return default
+
+
+def _sources(config: Config, context: StageContext, reward_model: Path | None) -> dict[str, RewardSource]:
+    sources: dict[str, RewardSource] = {}
+    if config.gold != "none":
+        sources["gold"] = get("reward source", config.gold)()
+    directory = (
+        str(reward_model)
+        if reward_model
+        else config.reward_uri and locate_model(config.reward_uri, context.work / "reward")
+    )
+    if directory:
+        sources["learned"] = LearnedReward(
+            directory, max_tokens=config.max_tokens, micro_batch_tokens=config.micro_batch_tokens
+        )
+    return sources
+
+
+def _row(
+    one: Candidate, answers: Answers, rewards: dict[str, dict[str, list[float]]], baseline: str, judged_by: str
+) -> dict[str, Any]:
+    compared = one.name != baseline
+    row: dict[str, Any] = {"name": one.name, "role": one.role}
+    for source in ("learned", "gold"):
+        given = rewards.get(source)
+        row[f"{source}_reward"] = interval(given[one.name]) if given else None
+        row[f"{source}_gain"] = paired_gain(given[one.name], given[baseline]) if given and compared else None
+    judged = rewards[judged_by]
+    return row | {
+        "win_rate": win_rate(judged[one.name], judged[baseline]) if compared else None,
+        "kl": interval(answers.kl),
+        "length": interval([float(length) for length in answers.lengths]),
+        "distinct_2": distinct_2(answers.texts),
+    }
+
+
+def _result(row: dict[str, Any], verdict: str) -> Result:
+    means = {name: value["mean"] for name, value in row.items() if isinstance(value, dict)}
+    return Result(verdict=verdict, distinct_2=row["distinct_2"], **means)

@@ -1,0 +1,102 @@
+"""Sets an online method up: policy, critic, reward sources and prompts in, the optimized policy out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.components.core import tables
+from tutelage.components.core.batches import Encoder
+from tutelage.components.core.context import StageContext
+from tutelage.components.core.errors import DataError
+from tutelage.components.core.manifest import read_manifest
+from tutelage.components.core.models import ScalarModel, load_scalar_model, save_model
+from tutelage.components.core.records import Prompt
+from tutelage.components.core.registry import get
+from tutelage.components.core.rewards import LearnedReward, RewardSource
+from tutelage.components.core.scores import Policy
+from tutelage.components.policy_optimization.models import load
+from tutelage.components.policy_optimization.online.actor_critic import ActorCritic
+from tutelage.components.policy_optimization.online.loop import OnlineLoop
+from tutelage.components.policy_optimization.stage import Config, Result
+
+
+def train(
+    config: Config, context: StageContext, *, dataset: Path, policy: Path, reward_model: Path | None, optimized: Path
+) -> Result:
+    with context.phase("inputs"):
+        inputs = {"dataset": read_manifest(dataset, kind="dataset").digest, "policy": read_manifest(policy).digest}
+        if reward_model is not None:
+            inputs["reward_model"] = read_manifest(reward_model, kind="reward_model").digest
+        model, tokenizer = load(config, policy)
+        torch.manual_seed(config.seed)
+        actor_critic = ActorCritic(Policy(model), ScalarModel(_critic(config, policy, reward_model)))
+        encoder = Encoder(tokenizer, config.max_tokens)
+        prompts = _fitting(tables.load(dataset / "prompts.train.jsonl", Prompt), encoder, config, context)
+        sources = {name: _source(name, config, reward_model) for name in config.online.rewards}
+    loop = OnlineLoop(
+        config,
+        context,
+        actor_critic=actor_critic,
+        encoder=encoder,
+        prompts=prompts,
+        sources=sources,
+        identity={"config": config.model_dump(mode="json", exclude={"training", "seed"}), **inputs},
+        pad=tokenizer.pad_token_id,
+    )
+    context.log(f"{config.method} on {len(prompts):,} prompts, {loop.rollouts_per_step:,} rollouts a step")
+    loop.run()
+
+    trainer = loop.trainer
+    with context.phase("outputs"):
+        state = trainer.trained_state("policy.model.")
+        if context.main:
+            save_model(
+                trainer.unwrapped().policy.model,
+                tokenizer,
+                optimized,
+                kind="policy",
+                config=config.model_dump(mode="json"),
+                inputs=inputs,
+                extra={"stage": "policy_optimization", "method": config.method, "steps": trainer.total_steps},
+                files=(trainer.write_history(context.work / "metrics.jsonl"),),
+                state=state,
+            )
+    last = trainer.history[-1]
+    context.log(
+        f"wrote the policy to {optimized}: reward {last['reward/mean']:.3f}, KL {last['kl/mean']:.2f} nats a response"
+    )
+    return Result(
+        method=config.method,
+        steps=trainer.total_steps,
+        train_loss=last["train/loss"],
+        reward=last["reward/mean"],
+        kl=last["kl/mean"],
+    )
+
+
+def _critic(config: Config, policy: Path, reward_model: Path | None) -> Any:
+    if config.online.value_initial == "reward_model" and reward_model is not None:
+        return load_scalar_model(reward_model, trust_remote_code=config.trust_remote_code)
+    return load_scalar_model(policy, fresh_head="value", trust_remote_code=config.trust_remote_code)
+
+
+def _source(name: str, config: Config, reward_model: Path | None) -> RewardSource:
+    if name == "learned" and reward_model is not None:
+        return LearnedReward(reward_model, max_tokens=config.max_tokens)
+    return get("reward source", name)()
+
+
+def _fitting(prompts: list[Prompt], encoder: Encoder, config: Config, context: StageContext) -> list[Prompt]:
+    room = config.max_tokens - config.online.sampling.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(encoder.prompt(prompt.prompt)) <= room]
+    if not fitting:
+        raise DataError(
+            f"no prompt leaves room for {config.online.sampling.max_new_tokens} new tokens in {config.max_tokens}",
+            fix="Raise max_tokens, or lower online.sampling.max_new_tokens.",
+        )
+    if len(fitting) < len(prompts):
+        context.log(f"left out {len(prompts) - len(fitting):,} prompts of more than {room} tokens")
+    return fitting

@@ -1,0 +1,93 @@
+"""Trains a policy on preference pairs: chosen and rejected in one forward, the reference's log-probs computed once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.components.core import tables
+from tutelage.components.core.batches import Batch, Encoder, align
+from tutelage.components.core.context import StageContext
+from tutelage.components.core.manifest import read_manifest
+from tutelage.components.core.models import save_model
+from tutelage.components.core.records import Pair
+from tutelage.components.core.registry import get
+from tutelage.components.core.scores import Policy, SequenceScores
+from tutelage.components.core.trainer import Metrics, Trainer, planned_steps
+from tutelage.components.policy_optimization.models import frozen_logps, load
+from tutelage.components.policy_optimization.stage import Config, Result
+
+Objective = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+Reference = dict[str, tuple[Tensor, ...]]
+
+
+def train(config: Config, context: StageContext, *, dataset: Path, policy: Path, optimized: Path) -> Result:
+    with context.phase("inputs"):
+        data = read_manifest(dataset, kind="dataset")
+        model, tokenizer = load(config, policy)
+        encoder = Encoder(tokenizer, config.max_tokens)
+        pairs = {split: tables.load(dataset / f"pairs.{split}.jsonl", Pair) for split in ("train", "eval")}
+        groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
+    context.log(f"{config.method} on {len(groups['train']):,} pairs, {len(groups.get('eval', [])):,} held out")
+
+    inputs = {"dataset": data.digest, "policy": read_manifest(policy, verify=False).digest}
+    steps = planned_steps(config.training, len(groups["train"]))
+    reference_model = Policy(copy.deepcopy(model)).eval().requires_grad_(False)
+    trainer = Trainer(
+        Policy(model), config.training, context,
+        pad=tokenizer.pad_token_id, total_steps=steps, seed=config.seed,
+        identity={"config": config.model_dump(mode="json", exclude={"training", "seed", "online"}), **inputs},
+    )  # fmt: skip
+    with context.phase("reference"):
+        context.log("log-probs of the reference")
+        reference = frozen_logps(
+            reference_model.to(trainer.device), [group for some in groups.values() for group in some],
+            tokens=config.training.micro_batch_tokens, pad=trainer.pad, device=trainer.device,
+        )  # fmt: skip
+        del reference_model
+
+    function = get("pair objective", config.method)
+    options = (
+        {"beta": config.beta, **config.options} if "beta" in inspect.signature(function).parameters else config.options
+    )
+    weights = {pair.id: pair.weight for some in pairs.values() for pair in some}
+    loss = functools.partial(pair_loss, functools.partial(function, **options), reference, weights)
+    held_out = groups.get("eval")
+
+    def evaluate() -> dict[str, float]:
+        return trainer.evaluate(held_out, loss) if held_out else {}
+
+    trainer.fit(groups["train"], loss, evaluate=evaluate, description=config.method)
+
+    with context.phase("outputs"):
+        state = trainer.trained_state()
+        if context.main:
+            save_model(
+                trainer.unwrapped().model, tokenizer, optimized,
+                kind="policy", config=config.model_dump(mode="json", exclude={"online"}), inputs=inputs,
+                extra={"stage": "policy_optimization", "method": config.method, "steps": steps}, state=state,
+                files=(trainer.write_history(context.work / "metrics.jsonl"),),
+            )  # fmt: skip
+    last = {name: value for row in trainer.history for name, value in row.items()}
+    accuracy = last.get("eval/rewards/accuracies", last.get("rewards/accuracies", float("nan")))
+    context.log(f"wrote the policy to {optimized}: implicit accuracy on held-out pairs {accuracy:.3f}")
+    return Result(method=config.method, steps=steps, train_loss=last["train/loss"], reward=accuracy)
+
+
+def pair_loss(
+    objective: Objective, reference: Reference, weights: dict[str, float], model: nn.Module, batch: Batch
+) -> tuple[Tensor, Metrics]:
+    """Rows come as chosen, rejected, chosen, rejected, ...; reference log-probs and weights of the pairs are by id."""
+    logps, _ = model(batch.input_ids, batch.mask)
+    width = logps.shape[1]
+    rows = align([row for id in batch.ids for row in reference[id]], width).to(logps.device)
+    scores = SequenceScores(*(one.view(-1, 2, width) for one in (logps, rows, batch.mask)))
+    losses, metrics = objective(scores.member(0), scores.member(1))
+    losses = losses * torch.tensor([weights[id] for id in batch.ids], device=losses.device)
+    return losses.sum(), {name: (value.sum(), value.numel()) for name, value in metrics.items()}

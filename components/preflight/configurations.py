@@ -1,0 +1,98 @@
+"""The configuration of every stage, built from the run's parameters as the stages themselves will build it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tutelage.components.core.errors import TutelageError
+from tutelage.components.core.parameters import configure
+from tutelage.components.core.registry import names
+
+# Stage -> key of its configuration -> run parameter. `overrides` are laid over the rest.
+STAGES: dict[str, dict[str, str]] = {
+    "data_prep": {
+        "data_uri": "data_uri",
+        "model_uri": "model_uri",
+        "format": "data_format",
+        "seed": "run_seed",
+        "overrides": "data_overrides",
+    },
+    "sft": {
+        "model_uri": "model_uri",
+        "epochs": "sft_epochs",
+        "learning_rate": "sft_learning_rate",
+        "seed": "run_seed",
+        "overrides": "sft_overrides",
+    },
+    "reward_model": {
+        "objective": "reward_objective",
+        "learning_rate": "reward_learning_rate",
+        "seed": "run_seed",
+        "overrides": "reward_overrides",
+    },
+    "policy_optimization": {
+        "method": "policy_method",
+        "beta": "policy_beta",
+        "learning_rate": "policy_learning_rate",
+        "seed": "run_seed",
+        "overrides": "policy_overrides",
+    },
+    "evaluation": {
+        "model_uri": "model_uri",
+        "reward_uri": "eval_reward_uri",
+        "gold": "eval_gold",
+        "min_win_rate": "gate_min_win_rate",
+        "max_kl": "gate_max_kl",
+        "seed": "run_seed",
+        "overrides": "eval_overrides",
+    },
+}
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|[KMGTPE]i?)?")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}")
+
+
+def check_configurations(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(stage, problem) for each stage whose configuration is wrong, and for what no stage has a configuration of."""
+    for stage in stages_of(parameters):
+        try:
+            build(stage, parameters)
+        except TutelageError as error:
+            yield stage, str(error)
+    yield from _method(parameters)
+    if not _MODEL_NAME.fullmatch(parameters["register_name"]):
+        yield (
+            "registration",
+            f"register_name cannot be {parameters['register_name']!r}. Use letters, digits, '.', '_' and '-'.",
+        )
+    if not parameters["gpu_count"].isdigit():
+        yield "pod", f"gpu_count cannot be {parameters['gpu_count']!r}. Write a whole number; 0 for none."
+    if not _QUANTITY.fullmatch(parameters["pod_memory"]):
+        yield "pod", f"pod_memory cannot be {parameters['pod_memory']!r}. Write a quantity such as 16Gi."
+
+
+def stages_of(parameters: Mapping[str, Any]) -> list[str]:
+    """The configured stages of the pipeline: one without a reward objective trains no reward model."""
+    return [stage for stage in STAGES if stage != "reward_model" or parameters["reward_objective"]]
+
+
+def build(stage: str, parameters: Mapping[str, Any]) -> Any:
+    """The stage's configuration. Raises ConfigError that names the first wrong key."""
+    config_class = importlib.import_module(f"tutelage.components.{stage}.stage").Config
+    values = {key: parameters[parameter] for key, parameter in STAGES[stage].items()}
+    return configure(config_class, values.pop("overrides"), **values)
+
+
+def _method(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A preference objective would leave the reward model unused, and a policy loss has nothing to work on without."""
+    family = "policy loss" if parameters["reward_objective"] else "pair objective"
+    method, allowed = parameters["policy_method"], names(family)
+    if method in allowed:
+        return
+    near = difflib.get_close_matches(method, allowed, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    what = f"policy_method {method!r} is no {family}, which pipeline {parameters['pipeline']} needs"
+    yield "policy method", f"{what}. {hint}Allowed: {', '.join(allowed)}."

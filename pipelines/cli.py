@@ -1,0 +1,232 @@
+"""The command `tutelage`. Whatever is slow to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tutelage.components.core.errors import ArtifactError, TutelageError
+
+if TYPE_CHECKING:
+    from tutelage.pipelines.local import LocalRun
+
+app = typer.Typer(
+    name="tutelage",
+    help="Preferences in, an aligned language model out: RLHF as one Kubeflow pipeline that also runs on a laptop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Pipeline = Annotated[str, typer.Argument(metavar="PIPELINE", help="rlhf or preference.", show_default=False)]
+ParameterFile = Annotated[Path | None, typer.Option("--params", help="YAML file of run parameters.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="NAME=VALUE", help="One run parameter; NAME.KEY=VALUE sets one key of a struct."),
+]
+Host = Annotated[str, typer.Option(envvar="KF_PIPELINES_ENDPOINT", help="Address of Kubeflow Pipelines.")]
+Namespace = Annotated[str, typer.Option(help="Your namespace, in a multi-user installation.")]
+Token = Annotated[str, typer.Option(envvar="KF_PIPELINES_TOKEN", help="Bearer token, where the server wants one.")]
+Experiment = Annotated[str, typer.Option(help="Experiment in Kubeflow; the registered model's name if empty.")]
+
+
+@app.command("compile")
+def compile_command(
+    pipeline: Pipeline,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: PIPELINE.yaml.")] = None,
+) -> None:
+    """Write a pipeline's definition, to upload in the Kubeflow UI or to keep in git."""
+    from tutelage.pipelines.definition import compile_pipeline
+
+    _say(f"wrote {compile_pipeline(pipeline, output or Path(f'{pipeline}.yaml'))}")
+
+
+@app.command()
+def run(
+    pipeline: Pipeline,
+    params: ParameterFile = None,
+    p: Parameters = None,
+    output_dir: Annotated[Path, typer.Option(help="Everything of the run goes there.")] = Path("tutelage-run"),
+    runner: Annotated[str, typer.Option(help="subprocess, or docker: each stage in its image.")] = "subprocess",
+    timings: Annotated[bool, typer.Option("--timings", help="Show where the time went.")] = False,
+) -> None:
+    """Run a pipeline on this machine."""
+    from tutelage.pipelines.local import require_runner, run_local
+
+    require_runner(runner)
+    result = run_local(pipeline, _parameters(params, p), output_dir, runner, show=_narrator())
+    if timings:
+        _show_timings(result)
+    _conclude(pipeline, result, output_dir)
+
+
+@app.command()
+def submit(
+    pipeline: Pipeline,
+    params: ParameterFile = None,
+    p: Parameters = None,
+    host: Host = "",
+    namespace: Namespace = "",
+    token: Token = "",
+    experiment: Experiment = "",
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "",
+    pipeline_root: Annotated[str, typer.Option(help="Where Kubeflow keeps artifacts.")] = "",
+) -> None:
+    """Upload a pipeline to Kubeflow and run it once."""
+    from tutelage.pipelines.client import Cluster
+
+    cluster = Cluster(host, namespace=namespace, token=token)
+    run_id = cluster.submit(pipeline, _parameters(params, p), run_name=name, experiment=experiment, root=pipeline_root)
+    _say(f"started run {run_id} {cluster.url_of(run_id)}".rstrip())
+
+
+@app.command()
+def schedule(
+    pipeline: Pipeline,
+    params: ParameterFile = None,
+    p: Parameters = None,
+    cron: Annotated[str, typer.Option(help="6 fields, seconds first: '0 0 3 * * 1' is Mondays at three.")] = "",
+    every: Annotated[str, typer.Option(help="An interval instead: 30m, 12h, 7d.")] = "",
+    host: Host = "",
+    namespace: Namespace = "",
+    token: Token = "",
+    experiment: Experiment = "",
+    name: Annotated[str, typer.Option(help="Name of the schedule, which replaces one of that name.")] = "",
+) -> None:
+    """Upload a pipeline to Kubeflow and run its newest version by the clock."""
+    from tutelage.pipelines.client import Cluster
+
+    cluster = Cluster(host, namespace=namespace, token=token)
+    given = _parameters(params, p)
+    made = cluster.schedule(pipeline, given, cron=cron, every=every, schedule_name=name, experiment=experiment)
+    _say(f"scheduled {name or pipeline} ({cron or every}), id {made}")
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List every method: name, family, source, where it is and its defaults."""
+    from tutelage.components.core.registry import catalogue
+
+    if as_json:
+        print(json.dumps([method.as_dict() for method in catalogue()], indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("family", "name", "defaults", "source", box=None, pad_edge=False, header_style="bold")
+    for method in catalogue():
+        defaults = ", ".join(f"{name}={value}" for name, value in method.defaults.items())
+        table.add_row(method.family, method.name, defaults, method.source)
+    for column in table.columns:
+        column.overflow = "fold"
+    Console().print(table)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Output directory of a run.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: DIR/report.html.")] = None,
+) -> None:
+    """Show the last evaluation of a run, and write its report as one HTML file."""
+    from tutelage.pipelines.results import find_evaluation, render
+
+    found = find_evaluation(directory)
+    from rich.console import Console
+
+    Console().print(*render(found.judged), sep="\n")
+    target = output or directory / "report.html"
+    try:
+        shutil.copyfile(found.report, target)
+    except OSError as error:
+        raise ArtifactError(f"the report cannot be copied: {error.strerror}", where=str(target)) from None
+    _say(f"report: {target}")
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Everything of the demo goes there.")] = Path("tutelage-demo"),
+) -> None:
+    """Align a tiny model with real human ratings on this machine, in minutes and without a network."""
+    from tutelage.pipelines.demo.main import run_demo
+
+    run_demo(output_dir)
+
+
+def main() -> None:
+    """The console script: a TutelageError is one clear line and exit code 1; a wrong command line exits with 2."""
+    try:
+        app()
+    except TutelageError as error:
+        _complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(130)
+
+
+def _parameters(file: Path | None, assignments: list[str] | None) -> dict[str, Any]:
+    from tutelage.components.core.config import merge
+    from tutelage.pipelines.parameters import read_assignments, read_file
+
+    return merge(read_file(file) if file else {}, read_assignments(assignments or []))
+
+
+def _narrator() -> Callable[[str, str], None]:
+    """Tells a local run as it goes: a heading for each stage, and what the stage says below it."""
+    from rich.console import Console
+
+    console, started = Console(highlight=False, soft_wrap=True), time.monotonic()
+    styles = {"stage": "bold cyan", "cached": "green", "failed": "bold red", "interrupted": "bold yellow"}
+    words = {"stage": "", "cached": " (cached)", "failed": " failed", "interrupted": " interrupted, ending"}
+
+    def tell(kind: str, text: str) -> None:
+        if kind == "text":
+            console.print(f"  {text}", markup=False)
+        else:
+            elapsed = f"[{time.monotonic() - started:6.1f}s] "
+            console.print(f"{elapsed}{text}{words[kind]}", style=styles[kind], markup=False)
+
+    return tell
+
+
+def _show_timings(result: LocalRun) -> None:
+    from rich.console import Console
+
+    from tutelage.components.core.run_records import read_records
+    from tutelage.components.core.store import open_store
+    from tutelage.pipelines.timings import render, timings
+
+    records = read_records(open_store(result.store_uri), result.run_id)
+    Console().print(render(timings(records, result.seconds)))
+
+
+def _conclude(pipeline: str, result: LocalRun, output_dir: Path) -> None:
+    """The last lines of a run, and its exit code."""
+    if result.status == "succeeded":
+        _say(f"{pipeline} succeeded in {result.seconds:.1f} s; outputs in {output_dir}")
+        return
+    if result.status == "interrupted":
+        _complain(f"{pipeline} was interrupted in {result.failed or 'its start'}; run it again to go on from there")
+        sys.exit(130)
+    _complain(f"{pipeline} failed{f' in {result.failed}' if result.failed else ''}: {result.error}")
+    _say(f"all that was printed: {result.log}", err=True)
+    sys.exit(1)
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    typer.echo(text, err=err)
+
+
+def _complain(text: str) -> None:
+    typer.secho(text, fg=typer.colors.RED, bold=True, err=True)
+
+
+if __name__ == "__main__":
+    main()

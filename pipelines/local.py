@@ -1,0 +1,259 @@
+"""Runs a pipeline on this machine: the same compiled definition as on a cluster, its stages as processes or containers.
+
+Everything of a run lies below one directory:
+
+    pipeline_root/  outputs of the stages        store/      checkpoints, records of runs, published models
+    cache/          what need not be run again   mlflow.db, mlartifacts/   the tracking server's place
+    logs/           all that was printed         <pipeline>.yaml           the compiled definition
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tutelage.components.core.errors import ConfigError
+from tutelage.pipelines.definition import arguments_of, definition_of, load_pipeline, localized, write_definition
+from tutelage.pipelines.parameters import check_parameters
+from tutelage.pipelines.run_log import RunLog
+
+if TYPE_CHECKING:
+    from kfp.dsl.graph_component import GraphComponent
+
+Runner = Literal["subprocess", "docker"]
+Show = Callable[[str, str], None]
+
+GRACE_SECONDS = 20.0
+# What stages in containers are told of this process's environment.
+PASSED_ON = ("AWS_", "MLFLOW_", "TUTELAGE_", "HF_", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "REQUESTS_CA_BUNDLE")
+
+
+@dataclass
+class LocalRun:
+    """How a run went. `error` holds the failing stage's own last words; outputs: task name -> its output directory."""
+
+    run_id: str
+    store_uri: str
+    status: Literal["succeeded", "failed", "interrupted"] = "succeeded"
+    seconds: float = 0.0
+    failed: str = ""
+    error: str = ""
+    log: Path = Path()
+    executed: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    outputs: dict[str, Path] = field(default_factory=dict)
+
+
+def run_local(
+    pipeline: str | GraphComponent,
+    parameters: Mapping[str, Any],
+    output_dir: Path,
+    runner: Runner = "subprocess",
+    *,
+    show: Show | None = None,
+) -> LocalRun:
+    """Runs a pipeline, by its name or itself, and waits for it.
+
+    parameters: by name; `output_dir` is made. Store and tracking are where the environment says, else below it.
+    show: called with each (kind, text) of RunLog.show. Control-C and SIGTERM end all processes of the run.
+    Raises ConfigError for wrong parameters, or a runner that is not installed; a stage that fails raises nothing.
+    """
+    output_dir = output_dir.expanduser().absolute()
+    graph = load_pipeline(pipeline) if isinstance(pipeline, str) else pipeline
+    definition = definition_of(graph)
+    values = absolute_paths(check_parameters(definition, parameters))
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    for name in ("pipeline_root", "store", "mlartifacts", "logs"):
+        (output_dir / name).mkdir(parents=True, exist_ok=True)
+    arguments = arguments_of(definition, values)
+    definition = localized(definition, arguments)
+    write_definition(definition, output_dir / f"{graph.name}.yaml")
+    request = {
+        "compiled": str(output_dir / f"{graph.name}.yaml"),
+        "parameters": values,
+        "pipeline_root": str(output_dir / "pipeline_root"),
+        "cache_root": str(output_dir / "cache"),
+        "runner": runner,
+    }
+    environment = environment_of(run_id, values, output_dir)
+    if runner == "docker":
+        request["container"] = container_of(run_id, arguments, output_dir, environment)
+    before = set((output_dir / "pipeline_root").iterdir())
+    store_uri = values.get("run_store_uri") or environment["TUTELAGE_STORE_URI"]
+    run = LocalRun(run_id, store_uri, log=output_dir / "logs" / f"{run_id}.log")
+    started = time.monotonic()
+    _follow(run, request, environment, show or (lambda kind, text: None))
+    if run.status == "interrupted" and "finalize" in definition["root"]["dag"]["tasks"]:
+        _close(run, arguments, environment)
+    run.seconds = time.monotonic() - started
+    for made in sorted(set((output_dir / "pipeline_root").iterdir()) - before):
+        run.outputs |= {task.name: task for task in made.iterdir() if task.is_dir()}
+    if run.status == "succeeded":
+        _require_outputs(run, definition)
+    return run
+
+
+def environment_of(run_id: str, parameters: Mapping[str, Any], output_dir: Path) -> dict[str, str]:
+    """The environment of a run's stages. Parameters win over the environment, the environment over `output_dir`."""
+    places = {
+        "TUTELAGE_STORE_URI": (output_dir / "store").as_uri(),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{output_dir / 'mlflow.db'}",
+    }
+    environment = {**places, **os.environ, "TUTELAGE_RUN_ID": run_id, "PYTHONUNBUFFERED": "1"}
+    if environment["MLFLOW_TRACKING_URI"].startswith("sqlite:") and not parameters.get("run_tracking_uri"):
+        environment.setdefault("TUTELAGE_ARTIFACT_ROOT", str(output_dir / "mlartifacts"))
+    return environment
+
+
+def container_of(
+    run_id: str, parameters: Mapping[str, Any], output_dir: Path, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """Arguments of docker run: paths keep their names inside, files belong to the caller, localhost is this machine."""
+    inputs = [Path(value) for value in parameters.values() if isinstance(value, str) and Path(value).is_absolute()]
+    mounts = [(str(output_dir), False)]
+    mounts += [(str(path), True) for path in inputs if path.exists() and not path.is_relative_to(output_dir)]
+    gpus = str(parameters.get("gpu_count") or "0")
+    return {
+        "mounts": mounts,
+        "gpus": int(gpus) if gpus.isdigit() else 0,
+        "environment": {key: value for key, value in environment.items() if key.startswith(PASSED_ON)},
+        "network_mode": "host",
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "shm_size": "2g",
+        "labels": {"tutelage.run_id": run_id},
+    }
+
+
+def absolute_paths(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """`parameters` with every string that is a path of this machine made absolute: stages run elsewhere."""
+    return {
+        name: str(Path(value).absolute()) if isinstance(value, str) and _is_path(name, value) else value
+        for name, value in parameters.items()
+    }
+
+
+def _is_path(name: str, value: str) -> bool:
+    return name.endswith("_uri") and bool(value) and "://" not in value and Path(value).exists()
+
+
+def _follow(run: LocalRun, request: Mapping[str, Any], environment: Mapping[str, str], show: Show) -> None:
+    """Starts the engine, shows what it says, and puts into `run` how it ended."""
+    path = run.log.with_suffix(".json")
+    path.write_text(json.dumps(request, indent=1), encoding="utf-8")
+    log = RunLog()
+    command = [sys.executable, "-m", "tutelage.pipelines.engine", str(path)]
+    with run.log.open("w", encoding="utf-8") as file, _terminable():
+        engine = subprocess.Popen(
+            command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1,
+            errors="replace", start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert engine.stdout is not None
+            for line in engine.stdout:
+                file.write(line)
+                for kind, text in log.show(line):
+                    show(kind, text)
+            code = engine.wait()
+        except KeyboardInterrupt:
+            run.status = "interrupted"
+            show("interrupted", log.stage)
+            threading.Thread(target=lambda: file.writelines(engine.stdout or ()), daemon=True).start()
+            _end(engine)
+            code = 130
+    run.executed, run.cached, run.failed, run.error = log.executed, log.cached, log.failed, log.error
+    if code and run.status == "succeeded":
+        run.status, run.error = "failed", log.error or log.engine_error()
+    if run.status == "interrupted":
+        run.failed, run.error = log.stage, "interrupted"
+
+
+def _end(engine: subprocess.Popen[str]) -> None:
+    """Asks every process of the engine's group to end, and ends those that have not after GRACE_SECONDS."""
+    for number, seconds in ((signal.SIGINT, GRACE_SECONDS), (signal.SIGTERM, GRACE_SECONDS / 4), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(engine.pid, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + seconds
+        try:
+            while time.monotonic() < deadline:
+                engine.poll()
+                os.killpg(engine.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
+        except KeyboardInterrupt:  # asked again: no more waiting
+            continue
+
+
+def _close(run: LocalRun, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Does what the exit handler would have done, so that no MLflow run stays RUNNING for ever."""
+    names = ("register_name", "run_store_uri", "run_tracking_uri")
+    given = {"pipeline": "", "state": "CANCELED", **{name: arguments[name] for name in names if name in arguments}}
+    command = [sys.executable, "-m", "tutelage.components.finalize", json.dumps(given)]
+    with run.log.open("a", encoding="utf-8") as file, suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, env=dict(environment), stdout=file, stderr=file, timeout=60, start_new_session=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises KeyboardInterrupt, as Control-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _require_outputs(run: LocalRun, definition: Mapping[str, Any]) -> None:
+    """kfp.local takes a container that died at once for a success: a stage without its outputs has failed."""
+    for task in run.executed:
+        component = definition["components"].get(f"comp-{task}", {})
+        artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
+        folder = run.outputs.get(task)
+        absent = [
+            name
+            for name, kind in artifacts.items()
+            if kind["artifactType"].get("schemaTitle") != "system.Metrics"
+            and (folder is None or not (folder / name).exists())
+        ]
+        if absent:
+            run.status, run.failed = "failed", task
+            run.error = f"{task} ended without its output {absent[0]!r}, and without a word"
+            return
+
+
+def require_runner(runner: str) -> None:
+    """Raises ConfigError if `runner` is unknown, or needs a package or an engine that is not there."""
+    if runner not in ("subprocess", "docker"):
+        raise ConfigError(f"unknown runner {runner!r}", where="--runner", fix="Take subprocess or docker.")
+    if runner == "docker":
+        try:
+            import docker
+
+            docker.from_env().ping()
+        except ImportError:
+            raise ConfigError(
+                "the docker runner needs the package docker", where="--runner", fix="pip install docker."
+            ) from None
+        except docker.errors.DockerException as error:
+            what = f"the docker engine does not answer: {str(error).splitlines()[0]}"
+            raise ConfigError(what, where="--runner", fix="Start it, or set DOCKER_HOST.") from None

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tutelage.components.core.records import Demo, Message, Pair, Prompt, Rated, plain_text
+
+USER = {"role": "user", "content": "Name a colour."}
+SYSTEM = {"role": "system", "content": "Be brief."}
+RED = {"role": "assistant", "content": "Red."}
+BLUE = {"role": "assistant", "content": "Blue, I think."}
+
+
+def error_types(error: ValidationError) -> set[str]:
+    return {cause["type"] for cause in error.errors()}
+
+
+def test_pair_of_text_has_defaults_and_ignores_other_keys() -> None:
+    pair = Pair.model_validate({"prompt": "p", "chosen": "c", "rejected": "r", "annotator": "x"})
+    assert pair == Pair(prompt="p", chosen="c", rejected="r")
+    assert (pair.id, pair.weight, pair.margin, pair.strength, pair.agreement, pair.source) == ("", 1.0, *[None] * 4)
+
+
+def test_records_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Prompt(id="1", prompt="p").prompt = "q"  # type: ignore[misc]
+
+
+def test_an_id_may_be_a_number() -> None:
+    assert Prompt.model_validate({"id": 17, "prompt": "p"}).id == "17"
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u2003"])
+@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
+def test_blank_text_is_refused(field: str, blank: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Pair.model_validate({"prompt": "p", "chosen": "c", "rejected": "r", field: blank})
+    assert "string_pattern_mismatch" in error_types(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"margin": float("nan")},
+        {"strength": float("inf")},
+        {"weight": -1},
+        {"agreement": 1.01},
+        {"agreement": -0.01},
+        {"margin": "much"},
+    ],
+)
+def test_impossible_numbers_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Pair.model_validate({"prompt": "p", "chosen": "c", "rejected": "r", **values})
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        pytest.param({"prompt": [SYSTEM, USER], "chosen": [RED], "rejected": [BLUE]}, [SYSTEM, USER], id="explicit"),
+        pytest.param({"chosen": [SYSTEM, USER, RED], "rejected": [SYSTEM, USER, BLUE]}, [SYSTEM, USER], id="implicit"),
+        pytest.param({"prompt": USER["content"], "chosen": [RED], "rejected": [BLUE]}, [USER], id="text prompt"),
+        pytest.param(
+            {"prompt": USER["content"], "chosen": [USER, RED], "rejected": [USER, BLUE]}, [USER], id="text and shared"
+        ),
+        pytest.param({"prompt": [USER], "chosen": [USER, RED], "rejected": [USER, BLUE]}, [USER], id="repeated prompt"),
+        pytest.param({"prompt": [SYSTEM], "chosen": [USER, RED], "rejected": [USER, BLUE]}, [SYSTEM, USER], id="both"),
+        pytest.param(
+            {"chosen": [USER, RED, USER, RED], "rejected": [USER, RED, USER, BLUE]}, [USER, RED, USER], id="two turns"
+        ),
+    ],
+)
+def test_conversations_become_prompt_and_two_replies(row: dict[str, Any], prompt: list[dict[str, str]]) -> None:
+    pair = Pair.model_validate({"id": "a", "margin": 2, **row})
+    assert pair.prompt == [Message.model_validate(turn) for turn in prompt]
+    assert (pair.chosen, pair.rejected, pair.id, pair.margin) == ("Red.", "Blue, I think.", "a", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "type_of_error"),
+    [
+        pytest.param({"prompt": "p", "chosen": [USER], "rejected": [BLUE]}, "not_one_reply", id="the user's words"),
+        pytest.param({"prompt": "p", "chosen": [], "rejected": [BLUE]}, "not_one_reply", id="no reply"),
+        pytest.param(
+            {"chosen": [USER, RED, USER, RED], "rejected": [USER, BLUE, USER, RED]}, "not_one_reply", id="differ early"
+        ),
+        pytest.param({"prompt": "p", "chosen": ["Red."], "rejected": ["Blue."]}, "not_one_reply", id="no messages"),
+        pytest.param({"chosen": [RED], "rejected": [BLUE]}, "missing", id="no prompt"),
+        pytest.param({"prompt": [], "chosen": [RED], "rejected": [BLUE]}, "missing", id="empty prompt"),
+        pytest.param({"prompt": "p", "chosen": [RED], "rejected": "Blue."}, "string_type", id="mixed"),
+        pytest.param({"prompt": "p", "chosen": [RED]}, "missing", id="no rejected"),
+        pytest.param(
+            {"prompt": "p", "chosen": [RED], "rejected": [{"role": "assistant", "content": " "}]},
+            "string_pattern_mismatch",
+            id="blank reply",
+        ),
+        pytest.param(
+            {"prompt": [{"content": "no role"}], "chosen": [RED], "rejected": [BLUE]}, "missing", id="no role"
+        ),
+    ],
+)
+def test_other_conversations_are_refused(row: dict[str, Any], type_of_error: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Pair.model_validate(row)
+    assert type_of_error in error_types(caught.value)
+
+
+def test_equal_conversations_are_an_equal_pair() -> None:
+    """Their last turn is the response, though both share it."""
+    pair = Pair.model_validate({"chosen": [USER, RED], "rejected": [USER, RED]})
+    assert pair.chosen == pair.rejected == "Red."
+
+
+def test_a_demo_may_come_as_messages() -> None:
+    demo = Demo.model_validate({"id": "a", "messages": [SYSTEM, USER, RED]})
+    expected = [Message(role="system", content="Be brief."), Message(role="user", content="Name a colour.")]
+    assert demo == Demo(id="a", prompt=expected, response="Red.")
+
+
+@pytest.mark.parametrize("messages", ["text", [], [RED], [USER, USER]])
+def test_messages_without_prompt_and_reply_are_no_demo(messages: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Demo.model_validate({"messages": messages})
+    assert error_types(caught.value) == {"not_one_reply"}
+
+
+def test_rated_needs_ratings() -> None:
+    assert Rated.model_validate({"source": "s", "text": "t", "ratings": [1, -4]}).ratings == [1, -4]
+    with pytest.raises(ValidationError):
+        Rated.model_validate({"source": "s", "text": "t", "ratings": []})
+
+
+def test_plain_text_joins_messages() -> None:
+    assert plain_text("p") == "p"
+    assert plain_text([Message(role="user", content="a"), Message(role="assistant", content="b")]) == "a\nb"
