@@ -33,6 +33,7 @@ class RunLog:
         self.blocked = False  # the gate held, and what stands behind it was left out
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._tail: deque[str] = deque(maxlen=20)  # of the engine itself
+        self._held: list[str] = []  # of a traceback
         self._in_request = False
 
     def show(self, line: str) -> Iterator[tuple[str, str]]:
@@ -49,6 +50,8 @@ class RunLog:
             self.cached.append(found[1])
             yield "cached", found[1]
         elif found := _ENDED.match(line):
+            yield from (("text", held) for held in self._held)
+            self._held = []
             if found[2] == "FAILURE" and not self.failed:
                 self.failed = found[1]
                 self.error = last_error(list(self._lines), found[1].replace("-", "_"))
@@ -66,7 +69,19 @@ class RunLog:
             self._in_request = "Got executor_input" in text
         elif text.strip():
             self._lines.append(text)
-            yield "text", text
+            yield from self._without_traceback(text)
+
+    def _without_traceback(self, text: str) -> Iterator[tuple[str, str]]:
+        """Where a stage ends with an error of ours, its words say all: the way to them through the code is left out."""
+        if text.startswith("Traceback (most recent call last)") or (self._held and text[0].isspace()):
+            self._held.append(text)
+            return
+        held, self._held = self._held, []
+        found = _EXCEPTION.match(text) if held else None
+        if found is not None and hasattr(errors, found[2]):
+            yield "text", found[3]
+            return
+        yield from (("text", line) for line in [*held, text])
 
     def engine_error(self) -> str:
         """The last words of kfp.local itself, where no stage failed."""

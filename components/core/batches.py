@@ -184,7 +184,7 @@ def micro_batches(
         parts.remove(largest)
         parts += [largest[::2], largest[1::2]]
     parts.sort(key=lambda part: -_width(groups[part[0]]) * len(part))
-    weighted = [(part, 1.0) for part in parts] + [(parts[-1], 0.0)] * (-len(parts) % ranks)
+    weighted = [(part, 1.0) for part in parts] + [(part, 0.0) for part in parts[-1:]] * (-len(parts) % ranks)
     return weighted[rank::ranks]
 
 

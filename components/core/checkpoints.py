@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tutelage.components.core.context import StageContext
-from tutelage.components.core.errors import ArtifactError, StoreError
+from tutelage.components.core.context import STORE_VARIABLE, StageContext
+from tutelage.components.core.errors import ArtifactError
 from tutelage.components.core.manifest import write_manifest
 
 
@@ -27,6 +27,8 @@ class Checkpoints:
         digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
         self.prefix = f"checkpoints/{context.name}/{digest[:16]}"
         context.checkpoint = self.prefix
+        if not context.lasting:
+            context.log(f"checkpoints go when this process goes: set {STORE_VARIABLE} to keep them")
 
     def prepare(self, step: int) -> Path:
         """An empty local directory for the checkpoint of `step`."""
@@ -40,19 +42,20 @@ class Checkpoints:
         write_manifest(folder, kind="checkpoint", config=self.identity, extra={"step": step})
         self.context.store.publish(folder, f"{self.prefix}/{folder.name}")
         shutil.rmtree(folder)
-        for name in self._names()[: -self.keep]:
+        whole = [name for name in self._names() if self.context.store.exists(f"{self.prefix}/{name}")]
+        for name in whole[: -self.keep]:
             self.context.store.delete(f"{self.prefix}/{name}")
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest whole checkpoint as (step, local directory); a broken one is passed over with a warning.
 
-        Raises ArtifactError for a checkpoint that another configuration left here.
+        Raises ArtifactError for a checkpoint that another configuration left here, StoreError if the store fails.
         """
         for name in reversed(self._names()):
             folder = self.context.work / f"resume-{name}"
             try:
                 manifest = self.context.store.fetch(f"{self.prefix}/{name}", folder)
-            except (ArtifactError, StoreError) as error:
+            except ArtifactError as error:
                 self.context.log(f"WARNING: checkpoint {name} is not whole and is passed over: {error}")
                 continue
             if manifest.config != self.identity:

@@ -49,6 +49,7 @@ class StageContext:
 
     name: the stage's name. run_id: the pipeline run's. store: where checkpoints and records go.
     work: a scratch directory that goes with the stage. main: whether this process logs and writes (rank 0).
+    lasting: whether the store outlives the stage.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class StageContext:
         self.main = int(os.environ.get("RANK", "0")) == 0
         self.phases: dict[str, float] = {}
         self.checkpoint = ""
+        self.lasting = True
         self._open_phases: list[str] = []
 
     def log(self, message: str) -> None:
@@ -98,9 +100,11 @@ def open_stage(
     main = int(os.environ.get("RANK", "0")) == 0
     work = Path(tempfile.mkdtemp(prefix=f"tutelage-{name}-"))
     opened = time.time()
-    store = open_store(settings.store_uri or os.environ.get(STORE_VARIABLE) or str(work / "store"))
+    store_uri = settings.store_uri or os.environ.get(STORE_VARIABLE)
+    store = open_store(store_uri or str(work / "store"))
     values = config if isinstance(config, Mapping) else config.model_dump(mode="json")
     context = StageContext(name, settings, store=store, tracker=NullTracker(), work=work)
+    context.lasting = bool(store_uri)
     record: dict[str, Any] = {
         "stage": name, "status": "running", "started": _now(), "metrics": {},
         "inputs": dict(inputs or {}), "outputs": dict(outputs or {}), "config": values,

@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password that is part of the address
 }
 
 # Answers of the server itself that the same request would get again.
@@ -51,7 +52,7 @@ FINAL_CODES = {
     "UNAUTHENTICATED",
 }
 
-# What an error's text holds, what that means, and what to do about it. The first that fits is told.
+# What an error's text holds, what that means ({}: its first line) and what to do about it. The first that fits counts.
 EXPLANATIONS = (
     ("Invalid Host header", "the MLflow server refuses this host name",
      "Start it with --allowed-hosts naming this host, with its port."),
@@ -76,8 +77,8 @@ EXPLANATIONS = (
     ("CERTIFICATE_VERIFY_FAILED", "the server's certificate is not trusted",
      "Name its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH."),
     ("timed out", "no answer in time", "Check that the address is right and that a network policy lets it through."),
-    ("API request to endpoint", "something answers there, but not as an MLflow server does", "Check the address."),
-    ("Expecting value", "something answers there, but not as an MLflow server does", "Check the address."),
+    ("API request to endpoint", "what answers there is no MLflow server, or one in trouble: {}", "Check the address."),
+    ("Expecting value", "what answers there is no MLflow server: {}", "Check the address."),
 )  # fmt: skip
 
 
@@ -133,11 +134,16 @@ def explain(error: BaseException, uri: str) -> TrackingError:
     if isinstance(error, TrackingError):
         return error
     text = "timed out" if isinstance(error, TimeoutError) else f"{getattr(error, 'error_code', '')} {error}"
+    first = first_line(error)
     for sign, what, fix in EXPLANATIONS:
         if sign in text:
-            return TrackingError(what, where=endpoint(uri), fix=fix)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            return TrackingError(what.format(first), where=endpoint(uri), fix=fix)
     return TrackingError(f"MLflow fails: {first}", where=endpoint(uri), fix="Check the tracking server's log.")
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an exception says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def endpoint(uri: str) -> str:

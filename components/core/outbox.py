@@ -13,7 +13,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.components.core.mlflow_connection import is_final
+from tutelage.components.core.mlflow_connection import first_line, is_final
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -137,7 +137,7 @@ class Outbox:
         """Gives the head up if trying again is of no use. Returns the failures that count for the next pause."""
         if self._abandoned:
             return failures
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        reason = first_line(error)
         if is_final(error) or (failures >= PATIENCE and self._answers()):
             self._drop(len(head))
             self._set_aside(head, f"MLflow refuses: {reason}")

@@ -28,7 +28,7 @@ class SequenceScores:
     @property
     def policy(self) -> Tensor:
         """Summed log-prob of each response under the policy: [...]."""
-        return (self.policy_logps * self.mask).sum(-1)
+        return self.policy_logps.masked_fill(~self.mask, 0.0).sum(-1)
 
     @property
     def reference(self) -> Tensor:
@@ -36,7 +36,7 @@ class SequenceScores:
         return (
             torch.zeros_like(self.policy)
             if self.reference_logps is None
-            else (self.reference_logps * self.mask).sum(-1)
+            else self.reference_logps.masked_fill(~self.mask, 0.0).sum(-1)
         )
 
     @property
@@ -68,6 +68,7 @@ class Policy(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.plain_head = has_plain_head(model)
 
     def forward(
         self, input_ids: Tensor, mask: Tensor, *, temperature: float = 1.0, entropy: bool = False
@@ -85,13 +86,31 @@ class Policy(nn.Module):
         return empty.index_put((rows, columns), flat), entropies
 
     def _hidden(self, input_ids: Tensor) -> tuple[Tensor, nn.Module]:
-        # Families that scale or cap their logits do so after the output layer: there the logits are the hidden states.
-        config = self.model.config
-        if any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
+        if not self.plain_head:
             return self.model(input_ids=input_ids, use_cache=False).logits, nn.Identity()
-        return self.model.base_model(
-            input_ids=input_ids, use_cache=False
-        ).last_hidden_state, self.model.get_output_embeddings()
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return hidden, self.model.get_output_embeddings()
+
+
+@torch.no_grad()
+def has_plain_head(model: Any) -> bool:
+    """Whether the output layer on the last hidden states gives the logits: many families scale, cap or transform them.
+
+    Tried on two tokens. Where weights are so small that nothing would show, the names of such settings tell.
+    """
+    config = model.config.get_text_config()
+    if any(getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
+        return False
+    training = model.training
+    model.eval()
+    try:
+        input_ids = torch.arange(2, device=next(model.parameters()).device).unsqueeze(0)
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        hidden = getattr(model.base_model(input_ids=input_ids, use_cache=False), "last_hidden_state", None)
+        head = model.get_output_embeddings()
+        return hidden is not None and head is not None and torch.equal(head(hidden).to(logits.dtype), logits)
+    finally:
+        model.train(training)
 
 
 def _logps(

@@ -79,6 +79,7 @@ class S3Store:
         return manifest
 
     def manifest(self, key: str) -> Manifest:
+        """The manifest of the artifact at `key`, alone. Raises ArtifactError as `fetch` does."""
         data = self._get(_manifest_of(key))
         if data is None:
             what = "nothing was published here, or its publication was cut off"
@@ -99,9 +100,11 @@ class S3Store:
             self.client.put_object(Bucket=self.bucket, Key=self._full(key), Body=data)
 
     def is_file(self, key: str) -> bool:
+        """Whether there is an object of just that key."""
         return self._size(key) is not None
 
     def has_manifest(self, key: str) -> bool:
+        """Whether `key`, or the whole store for '', is an artifact."""
         return self.is_file(_manifest_of(key))
 
     def exists(self, key: str) -> bool:
@@ -143,11 +146,8 @@ class S3Store:
         thread.start()
         thread.join(_PROBE_DEADLINE)
         if not outcome:
-            what, fix = (
-                f"no answer in {_PROBE_DEADLINE:.0f} s",
-                "Check AWS_ENDPOINT_URL, the network and the name server.",
-            )
-            raise StoreError(what, where=self._where(""), fix=fix)
+            fix = "Check AWS_ENDPOINT_URL, the network and the name server."
+            raise StoreError(f"no answer in {_PROBE_DEADLINE:.0f} s", where=self._where(""), fix=fix)
         if outcome[0] is not None:
             raise outcome[0] from None
 
@@ -254,7 +254,7 @@ class S3Store:
         key = f"probe-{uuid4().hex}"
         store.write(key, key.encode())
         try:
-            if store.read(key) != key.encode() or key not in store.children():
+            if store.read(key) != key.encode() or store.list(key) != [key]:
                 what = "an object just written is not the one that is read or listed"
                 raise StoreError(what, where=self._where(key), fix="Use a store with read-after-write consistency.")
         finally:

@@ -8,58 +8,32 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
+from tutelage.components.core.acceleration import make_accelerator
 from tutelage.components.core.batches import Batch, Group, collate, micro_batches, shuffled
 from tutelage.components.core.checkpoints import Checkpoints
 from tutelage.components.core.config import TrainingConfig
 from tutelage.components.core.context import StageContext
 from tutelage.components.core.errors import TrainingError
+from tutelage.components.core.meter import Meter, Metrics
 from tutelage.components.core.progress import Progress
+from tutelage.components.core.signals import TERMINATED, on_sigterm
 from tutelage.components.core.training_state import restore_state, save_state
 
-# A metric is a sum and a count, both on the device: (sum over a micro-batch, number of things summed).
-Metrics = Mapping[str, tuple[Tensor, Tensor | float]]
 # loss(model, batch) -> (loss summed over the units of the micro-batch, metrics)
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
 
 # What may differ between a run and the run that resumes it.
 NOT_IDENTITY = {"processes", "threads", "log_every", "checkpoint_every", "keep_checkpoints"}
-
-
-class Meter:
-    """Running means of metrics that stay on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, list[Tensor]] = {}
-
-    def add(self, metrics: Metrics) -> None:
-        for name, (total, count) in metrics.items():
-            total = total.detach().float()
-            count = torch.as_tensor(count, dtype=torch.float32, device=total.device)
-            held = self.sums.get(name)
-            self.sums[name] = [total, count] if held is None else [held[0] + total, held[1] + count]
-
-    def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes since the last reading. One host sync."""
-        if not self.sums:
-            return {}
-        names = sorted(self.sums)
-        table = accelerator.reduce(torch.stack([torch.stack(self.sums[name]) for name in names]), reduction="sum")
-        self.sums = {}
-        return {name: total / count for name, (total, count) in zip(names, table.tolist(), strict=True) if count}
 
 
 class Trainer:
@@ -87,7 +61,7 @@ class Trainer:
         dropout: bool = False,
     ) -> None:
         self.config, self.context, self.pad, self.total_steps, self.seed = config, context, pad, total_steps, seed
-        self.accelerator = _accelerator(config)
+        self.accelerator = make_accelerator(config)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         model.train(dropout)
         optimizer = torch.optim.AdamW(
@@ -103,11 +77,9 @@ class Trainer:
         self.updates_per_step = updates_per_step
         self.updates = 0
         self.state: dict[str, Any] = {}
-        self.meter = Meter()
+        self.meter = Meter(self.device)
         self.history: list[dict[str, Any]] = []
-        self._tokens = self._padded = 0
-        self._clock = time.perf_counter()
-        self._seconds = 0.0
+        self._tokens, self._seconds, self._clock = 0, 0.0, time.perf_counter()
         self._terminated = False
         training = config.model_dump(mode="json", exclude=NOT_IDENTITY)
         self.checkpoints = Checkpoints(
@@ -122,8 +94,7 @@ class Trainer:
     ) -> None:
         """One optimizer step on a global batch. The gradient is that of sum(losses) / sum(units), however it is split.
 
-        Raises TrainingError, naming the records, if loss or gradient is not a number: the weights stay as they were
-        (under DeepSpeed, which steps by itself, as they were after the step before).
+        Raises TrainingError, naming the records, if loss or gradient is not a number: the weights stay as they were.
         """
         torch.manual_seed((self.seed * 1_000_003 + self.updates) * 1_009 + self.rank)
         total = sum(map(units, groups))
@@ -132,24 +103,24 @@ class Trainer:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * self._schedule()
         for number, (indices, weight) in enumerate(parts):
-            batch = collate([groups[index] for index in indices], self.pad).to(self.device)
-            last = number == len(parts) - 1
+            batch = collate([groups[index] for index in indices], self.pad)
+            padding = (batch.input_ids.numel() - int(batch.lengths.sum()), batch.input_ids.numel())
+            batch, last = batch.to(self.device), number == len(parts) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                with self.accelerator.autocast():
+                with self.autocast():
                     summed, metrics = loss(self.model, batch)
+                # Under DeepSpeed the last one is also the step, which it leaves out if the gradient is not a number.
                 self.accelerator.backward(summed * (weight * self.world / total))
             losses.append((summed.detach(), batch.ids))
-            if weight:
-                self.meter.add({"train/loss": (summed, sum(units(groups[index]) for index in indices)), **metrics})
-                self._tokens += int(batch.lengths.sum()) if self.device.type == "cpu" else batch.input_ids.numel()
-                self._padded += batch.input_ids.numel()
+            count = sum(units(groups[index]) for index in indices)
+            self.meter.add({"train/loss": (summed, count), "speed/padding": padding, **metrics}, weight)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self._refuse_nan(losses, norm)
+        self._refuse_nan(groups, losses, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if norm is not None:
-            self.meter.add({"train/gradient_norm": (torch.as_tensor(norm, device=self.device), 1.0)})
+        self.meter.add({"train/gradient_norm": (norm, 1.0)})
+        self._tokens += sum(len(sequence) for group in groups for sequence in group)
         self.updates += 1
 
     @property
@@ -168,26 +139,27 @@ class Trainer:
             self.config.schedule
         ]
 
-    def _refuse_nan(self, losses: list[tuple[Tensor, tuple[str, ...]]], norm: Any) -> None:
+    def _refuse_nan(
+        self, groups: Sequence[Group], losses: list[tuple[Tensor, tuple[str, ...]]], norm: Tensor | float
+    ) -> None:
         values = torch.stack([value.float() for value, _ in losses])
-        finite = torch.isfinite(values).all() & torch.isfinite(
-            torch.as_tensor(0.0 if norm is None else norm, device=self.device)
-        )
-        flags = torch.stack([(~finite).float(), torch.tensor(float(self._terminated), device=self.device)])
-        broken, terminated = (
-            self.accelerator.reduce(flags, reduction="sum").tolist() if self.world > 1 else flags.tolist()
-        )
-        self._terminated = bool(terminated)
-        if not broken:
+        finite = torch.isfinite(values).all() & torch.isfinite(torch.as_tensor(norm, device=self.device))
+        if not self._anywhere(~finite):
             return
-        bad = [ids for value, ids in losses if not bool(torch.isfinite(value))] or [ids for _, ids in losses]
-        named = [record for ids in bad for record in ids]
+        bad = [record for value, ids in losses if not bool(torch.isfinite(value)) for record in ids]
+        # Every process names its own; where no loss is broken but the gradient is, all are suspect.
+        named = (gather_object(bad) if self.world > 1 else bad) or [group[0].id for group in groups]
         more = f" and {len(named) - 20} more" if len(named) > 20 else ""
         raise TrainingError(
             f"the loss is not a number at step {self.step + 1}; its micro-batch: {', '.join(named[:20])}{more}",
             where=self.context.name,
             fix="Look at those records, lower the learning rate, or train in fp32.",
         )
+
+    def _anywhere(self, flag: Tensor | bool) -> bool:
+        """Whether the flag is set in any process. Every process calls it, and all get the same answer."""
+        flag = torch.as_tensor(flag, device=self.device).float()
+        return bool(self.accelerator.reduce(flag, reduction="sum") if self.world > 1 else flag)
 
     # Epochs over a data set
 
@@ -219,32 +191,32 @@ class Trainer:
         """After each step: logs it if it has `extra` figures and else every `log_every` steps, saves every
         `checkpoint_every` and at the end, and stops if told to by SIGTERM.
         """
-        last = self.step == self.total_steps
+        last, stopped = self.step == self.total_steps, self._anywhere(self._terminated)
         figures: dict[str, float] = {}
         if last or extra or self.step % self.config.log_every == 0:
             figures = self.report(extra)
         bar.advance(1, **{name: figures[name] for name in ("train/loss", "reward/mean", "kl/mean") if name in figures})
-        if last or self._terminated or self.step % self.config.checkpoint_every == 0:
+        if last or stopped or self.step % self.config.checkpoint_every == 0:
             self.save()
-        if self._terminated:
+        if stopped:
             self.context.log(f"told to stop: saved a checkpoint at step {self.step}")
-            raise SystemExit(128 + signal.SIGTERM)
+            raise SystemExit(TERMINATED)
 
     def evaluate(
         self, groups: Sequence[Group], loss: LossFunction, *, units: Callable[[Group], float] = lambda group: 1.0
     ) -> dict[str, float]:
         """Mean loss and metrics over `groups`, no gradient, as eval/<name>."""
-        meter = Meter()
+        meter = Meter(self.device)
         training = self.model.training
         self.model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
+        with self.context.phase("evaluate"), torch.no_grad(), self.autocast():
             for indices, weight in micro_batches(
                 groups, tokens=self.config.micro_batch_tokens, ranks=self.world, rank=self.rank
             ):
                 batch = collate([groups[index] for index in indices], self.pad).to(self.device)
                 summed, metrics = loss(self.model, batch)
-                if weight:
-                    meter.add({"loss": (summed, sum(units(groups[index]) for index in indices)), **metrics})
+                count = sum(units(groups[index]) for index in indices)
+                meter.add({"loss": (summed, count), **metrics}, weight)
         self.model.train(training)
         return {f"eval/{name.removeprefix('train/')}": value for name, value in meter.read(self.accelerator).items()}
 
@@ -256,10 +228,8 @@ class Trainer:
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         self._seconds += seconds
-        if self._padded:
-            figures["speed/tokens_per_second"] = self._tokens * self.world / max(seconds, 1e-9)
-            figures["speed/padding"] = 1.0 - self._tokens / self._padded
-        self._tokens = self._padded = 0
+        figures["speed/tokens_per_second"] = self._tokens / max(seconds, 1e-9)
+        self._tokens = 0
         figures["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         if self.context.main:
             self.history.append({"step": self.step, "seconds": round(self._seconds, 3), **figures})
@@ -275,26 +245,46 @@ class Trainer:
 
     def save(self) -> None:
         """Publishes a checkpoint of this step."""
-        save_state(self)
+        with self.context.phase("checkpoint"):
+            save_state(self)
 
     def resume(self) -> None:
         """Goes on from the newest whole checkpoint, if there is one."""
-        if restore_state(self):
+        with self.context.phase("checkpoint"):
+            found = restore_state(self)
+        if found:
             self.context.log(f"resumed at step {self.step} of {self.total_steps}")
+            # The tracker passes over what it has; a killed process took what it had not sent yet with it.
+            for row in self.history:
+                figures = {name: value for name, value in row.items() if name not in ("step", "seconds")}
+                self.context.tracker.log_metrics(figures, row["step"])
 
-    def elapsed(self) -> float:
-        """Seconds of training so far, those before an interruption included."""
-        return self._seconds + time.perf_counter() - self._clock
+    def measures(self) -> dict[str, Any]:
+        """The metrics so far, in JSON: the history, and what has been measured since the last report."""
+        return {
+            "history": self.history,
+            "open": self.meter.totals(self.accelerator),
+            "tokens": self._tokens,
+            "seconds": self._seconds,
+            "since_report": time.perf_counter() - self._clock,
+        }
 
-    def restart_clock(self, seconds: float) -> None:
-        self._seconds, self._clock = seconds, time.perf_counter()
+    def restore_measures(self, measures: Mapping[str, Any]) -> None:
+        """Goes on from `measures`."""
+        self.history, self._tokens, self._seconds = measures["history"], measures["tokens"], measures["seconds"]
+        self._clock = time.perf_counter() - measures["since_report"]
+        self.meter.restore(measures["open"] if self.rank == 0 else {})
 
-    def stoppable(self) -> _Sigterm:
+    def stoppable(self) -> AbstractContextManager[None]:
         """A context in which SIGTERM makes the step that runs the last one, with a checkpoint after it."""
-        return _Sigterm(self)
+        return on_sigterm(self.terminate)
 
     def terminate(self) -> None:
         self._terminated = True
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which models run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def trained_state(self, prefix: str = "model.") -> dict[str, Tensor]:
         """The weights below `prefix`, gathered where they are sharded, for the main process. Every process calls it."""
@@ -311,45 +301,7 @@ class Trainer:
         return f"{count:,} parameters, {self.total_steps:,} steps of {self.config.batch_size}, {self.config.precision}"
 
 
-class _Sigterm:
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def __enter__(self) -> None:
-        self.previous = signal.signal(signal.SIGTERM, lambda number, frame: self.trainer.terminate())
-
-    def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
-
-
 def planned_steps(config: TrainingConfig, examples: int) -> int:
     """Optimizer steps for that many examples: ceil(epochs x ceil(examples / batch)), at most max_steps."""
     steps = math.ceil(config.epochs * math.ceil(examples / config.batch_size))
     return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def _accelerator(config: TrainingConfig) -> Accelerator:
-    distributed, cuda = "WORLD_SIZE" in os.environ, torch.cuda.is_available()
-    AcceleratorState._reset_state(reset_partial_state=not distributed)
-    plugin, handlers = None, []
-    if distributed and not cuda:
-        # Unless the back end is named, accelerate on CPU takes each process for the only one.
-        handlers = [InitProcessGroupKwargs(backend="gloo")]
-    if config.zero_stage:
-        if not cuda:
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        plugin = DeepSpeedPlugin(
-            zero_stage=config.zero_stage, gradient_accumulation_steps=1, gradient_clipping=config.max_grad_norm
-        )
-        assert plugin.deepspeed_config is not None
-        # The batches are ours: DeepSpeed only wants a number.
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-    accelerator = Accelerator(
-        cpu=not cuda,
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        deepspeed_plugin=plugin,
-        kwargs_handlers=handlers,
-    )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
-    return accelerator

@@ -11,6 +11,8 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
+from tutelage.components.core.errors import ArtifactError, TutelageError
+
 if TYPE_CHECKING:
     from tutelage.components.core.trainer import Trainer
 
@@ -19,6 +21,7 @@ def save_state(trainer: Trainer) -> None:
     """Publishes a checkpoint of the trainer's step. Every process calls it."""
     accelerator = trainer.accelerator
     main = accelerator.is_main_process
+    measures = trainer.measures()
     # The processes of one machine write into one folder, which the main process publishes.
     names = [str(trainer.checkpoints.prepare(trainer.step)) if main else ""]
     folder = Path((broadcast_object_list(names) if trainer.world > 1 else names)[0])
@@ -29,7 +32,7 @@ def save_state(trainer: Trainer) -> None:
         if accelerator.distributed_type != DistributedType.DEEPSPEED:
             save_model(trainer.unwrapped(), str(folder / "model.safetensors"))
             save_file(_flat(trainer.optimizer.state_dict()["state"]), folder / "optimizer.safetensors")
-        state = {"state": trainer.state, "history": trainer.history, "seconds": trainer.elapsed()}
+        state = {"state": trainer.state, "processes": trainer.world, "measures": measures}
         (folder / "state.json").write_text(json.dumps(state))
         trainer.checkpoints.publish(trainer.step, folder)
     accelerator.wait_for_everyone()
@@ -40,11 +43,18 @@ def restore_state(trainer: Trainer) -> bool:
 
     Raises ArtifactError for a checkpoint of another configuration.
     """
-    found = trainer.checkpoints.latest()
+    found = _find(trainer)
     if found is None:
         return False
     step, folder = found
+    saved = json.loads((folder / "state.json").read_text())
     if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if saved["processes"] != trainer.world:
+            raise ArtifactError(
+                f"DeepSpeed's checkpoint of {saved['processes']} processes cannot be resumed by {trainer.world}",
+                where=trainer.context.store.uri_of(trainer.checkpoints.prefix),
+                fix=f"Run with {saved['processes']} processes, or delete it to start again.",
+            )
         # DeepSpeed unpickles its optimizer shards: they are ours, and the manifest's digests held.
         trainer.model.load_checkpoint(str(folder / "zero"), tag="zero")
     else:
@@ -52,11 +62,25 @@ def restore_state(trainer: Trainer) -> bool:
         groups = trainer.optimizer.state_dict()["param_groups"]
         held = _nested(load_file(folder / "optimizer.safetensors", device=str(trainer.device)))
         trainer.optimizer.load_state_dict({"state": held, "param_groups": groups})
-    saved = json.loads((folder / "state.json").read_text())
     trainer.updates = step * trainer.updates_per_step
-    trainer.state, trainer.history = saved["state"], saved["history"]
-    trainer.restart_clock(saved["seconds"])
+    trainer.state = saved["state"]
+    trainer.restore_measures(saved["measures"])
     return True
+
+
+def _find(trainer: Trainer) -> tuple[int, Path] | None:
+    """The newest whole checkpoint. The main process looks, so that all go on from the same one."""
+    found: list[Any] = [None]
+    if trainer.accelerator.is_main_process:
+        try:
+            found = [trainer.checkpoints.latest()]
+        except TutelageError as error:
+            found = [error]
+    if trainer.world > 1:
+        broadcast_object_list(found)
+    if isinstance(found[0], TutelageError):
+        raise found[0]
+    return found[0]
 
 
 def _flat(state: dict[int, dict[str, Any]]) -> dict[str, Tensor]:

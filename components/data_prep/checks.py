@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sqlite3
 from typing import Any, Self, TypeVar
 
@@ -10,6 +11,8 @@ from tutelage.components.core.tables import Reason
 from tutelage.components.data_prep.splits import Split, content_id, content_key, split_of
 
 RecordT = TypeVar("RecordT", bound=Record)
+SLOTS = 1 << 23  # of 8 bytes, a power of two: room for the keys of some two million rows
+PROBES = 8
 CACHE_KIBIBYTES = 16 << 10
 
 
@@ -22,9 +25,15 @@ class Rejected(Exception):  # noqa: N818 - a verdict on a row, no error of the p
 
 
 class KeySet:
-    """A set of 64-bit integers in a private temporary SQLite file, of which CACHE_KIBIBYTES are held in memory."""
+    """A set of 64-bit integers: a hash table of fixed size in memory, and a temporary SQLite file for the overflow.
+
+    Open addressing with at most PROBES slots for a key. No key is ever taken out, so that a full run of slots stays
+    full, and what went to the file is looked for there.
+    """
 
     def __init__(self) -> None:
+        self._slots = memoryview(mmap.mmap(-1, 8 * SLOTS)).cast("q")  # the kernel gives memory as slots are used
+        self._last = SLOTS - 1
         self._database = sqlite3.connect("", isolation_level=None)  # no name: SQLite's own file, gone when closed
         for setting in (f"cache_size=-{CACHE_KIBIBYTES}", "journal_mode=OFF", "synchronous=OFF"):
             self._database.execute(f"PRAGMA {setting}")
@@ -34,13 +43,28 @@ class KeySet:
 
     def add(self, key: int) -> bool:
         """Whether the key is new."""
-        return self._execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 1
-
-    def discard(self, key: int) -> None:
-        self._execute("DELETE FROM keys WHERE key = ?", (key,))
+        key = key or 1  # 0 marks an empty slot
+        slot = self._slot(key)
+        if slot is None:
+            return self._execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 1
+        new = self._slots[slot] != key
+        self._slots[slot] = key
+        return new
 
     def __contains__(self, key: int) -> bool:
-        return self._execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None
+        key = key or 1
+        slot = self._slot(key)
+        if slot is None:
+            return self._execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone() is not None
+        return self._slots[slot] == key
+
+    def _slot(self, key: int) -> int | None:
+        """The slot that has the key, or the empty one that it would get; None if all of its slots have other keys."""
+        slots, last = self._slots, self._last
+        for place in range(key, key + PROBES):
+            if slots[place & last] in (key, 0):
+                return place & last
+        return None
 
     def close(self) -> None:
         self._database.close()
@@ -72,14 +96,19 @@ class Admission:
         """The record with an id, its own or a hash of `content`. Raises Rejected for a known content or id."""
         kind = type(record).__name__
         key = content_key(kind, *content)
+        if not record.id:
+            self._add_content(key)
+            return record.model_copy(update={"id": content_id(key)})
+        id_key = content_key(kind, split if self.own_eval else "", record.id)
+        if id_key in self._ids and key not in self._contents:
+            raise Rejected(Reason.DUPLICATE_ID, f"an earlier row with other content has the id {record.id!r}")
+        self._add_content(key)
+        self._ids.add(id_key)
+        return record
+
+    def _add_content(self, key: int) -> None:
         if not self._contents.add(key):
             raise Rejected(Reason.DUPLICATE, "an earlier row has the same content")
-        if not record.id:
-            return record.model_copy(update={"id": content_id(key)})
-        if not self._ids.add(content_key(kind, split if self.own_eval else "", record.id)):
-            self._contents.discard(key)
-            raise Rejected(Reason.DUPLICATE_ID, f"an earlier row with other content has the id {record.id!r}")
-        return record
 
     def is_new(self, *content: object) -> bool:
         """Whether this content, of something made from records, was not asked for before."""

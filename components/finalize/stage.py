@@ -87,10 +87,12 @@ def outcome(state: str, records: list[Record]) -> Status:
 
 
 def _end_tracking(config: Config, run_id: str, status: Status, records: list[Record]) -> None:
-    from tutelage.components.core.tracking import open_tracker
+    from tutelage.components.core.tracking import check_tracking, open_tracker
 
     if not run_id:
         return
+    if not records and (uri := config.run_tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")):
+        check_tracking(uri)  # nothing of this run was ever tracked: no reason to wait long for an answer
     tracker = open_tracker(
         "finalize",
         pipeline=config.pipeline,

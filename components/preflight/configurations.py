@@ -61,7 +61,8 @@ def check_configurations(parameters: Mapping[str, Any]) -> Iterator[tuple[str, s
         try:
             build(stage, parameters)
         except TutelageError as error:
-            yield stage, str(error)
+            parameter = _parameter_of(stage, error.where.rpartition("key ")[2], parameters)
+            yield stage, str(type(error)(error.what, where=f"{parameter}: {error.where}", fix=error.fix))
     yield from _method(parameters)
     if not _MODEL_NAME.fullmatch(parameters["register_name"]):
         yield (
@@ -84,6 +85,16 @@ def build(stage: str, parameters: Mapping[str, Any]) -> Any:
     config_class = importlib.import_module(f"tutelage.components.{stage}.stage").Config
     values = {key: parameters[parameter] for key, parameter in STAGES[stage].items()}
     return configure(config_class, values.pop("overrides"), **values)
+
+
+def _parameter_of(stage: str, key: str, parameters: Mapping[str, Any]) -> str:
+    """The run parameter that a key of the stage's configuration was set by."""
+    mapping = STAGES[stage]
+    own = mapping.get(key.removeprefix("training."))
+    laid_over = parameters[mapping["overrides"]]
+    for part in key.split("."):
+        laid_over = laid_over.get(part) if isinstance(laid_over, Mapping) else None
+    return mapping["overrides"] if own is None or laid_over is not None else own
 
 
 def _method(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -104,8 +105,8 @@ def test_check_does_not_wait_for_a_black_hole(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (404, b"<html>404 page not found</html>", "not as an MLflow server does"),
-        (200, b"<html>welcome</html>", "not as an MLflow server does"),
+        (404, b"<html>404 page not found</html>", "no MLflow server, or one in trouble: .*error code 404"),
+        (200, b"<html>welcome</html>", "no MLflow server: Expecting value"),
         (403, b"Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts"),
         (401, b"You are not authenticated. Please see the documentation.", "MLFLOW_TRACKING_USERNAME"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "does not allow this"),
@@ -115,7 +116,7 @@ def test_check_does_not_wait_for_a_black_hole(monkeypatch: pytest.MonkeyPatch) -
 def test_check_says_what_answers(status: int, body: bytes, said: str) -> None:
     with answering(status, body) as uri:
         message = check_fails(uri)
-    assert said in message
+    assert re.search(said, message)
     assert uri in message
 
 

@@ -24,6 +24,7 @@ from tutelage.components.core.errors import ConfigError, TrackingError
 from tutelage.components.core.tracking import (
     Tracker,
     champion_of,
+    check_tracking,
     open_tracker,
     register_model,
     resolve_model_uri,
@@ -142,6 +143,10 @@ def test_a_run_given_by_the_platform_is_logged_into_and_not_ended(
     assert not (tmp_path / "no.db").exists()
 
 
+def test_check_passes_a_server(server: Server) -> None:
+    check_tracking(server.uri)
+
+
 def test_artifacts_go_through_a_server(server: Server, tracker: Open, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<p>won</p>")
     run = tracker()
@@ -199,6 +204,29 @@ def test_what_mlflow_refuses_is_set_aside_and_holds_nothing_up(
     ]
     assert str(unsent) in caplog.text
     assert "values not sent: 1 (MLflow refuses: " in caplog.text
+
+
+def test_what_fails_again_and_again_holds_the_rest_up_for_a_while_only(
+    server: Server, tracker: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE", 2)
+    (tmp_path / "report.html").write_text("<p>won</p>")
+    (server.folder / "artifacts").mkdir(exist_ok=True)
+    kept = (server.folder / "artifacts").rename(server.folder / "kept")
+    (server.folder / "artifacts").write_text("in the way: the server can store no artifact now")
+    try:
+        run = tracker()
+        run.log_artifact(tmp_path / "report.html")
+        run.log_metrics({"train/loss": 0.5}, 1)
+        unsent = run.finish("FINISHED")
+    finally:
+        (server.folder / "artifacts").unlink()
+        kept.rename(server.folder / "artifacts")
+    assert unsent is not None
+    [record] = [json.loads(line) for line in unsent.read_text().splitlines()]
+    assert (record["kind"], record["path"]) == ("artifact", str(tmp_path / "report.html"))
+    assert history(server.uri, run.run_id, "train/loss") == [(1, 0.5)]
+    assert MlflowClient(server.uri).get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_server_that_dies_and_comes_back_gets_everything_once(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -10,34 +11,41 @@ from tutelage.components.data_prep import checks
 from tutelage.components.data_prep.checks import Admission, KeySet, Rejected
 
 
-def test_a_key_set_is_a_set_of_integers_of_64_bits() -> None:
+@pytest.mark.parametrize("slots", [1, 8, 64, 1 << 12])
+def test_a_key_set_is_a_set_of_integers_of_64_bits(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where most of the keys are in the file."""
+    monkeypatch.setattr(checks, "SLOTS", slots)
     keys = KeySet()
-    for key in (0, -1, -(1 << 63), (1 << 63) - 1):
+    members = [0, -1, -(1 << 63), (1 << 63) - 1, *range(2, 200), *range(1 << 20, 50 << 20, 1 << 20)]
+    for key in members:
         assert key not in keys
         assert keys.add(key)
         assert not keys.add(key)
-        assert key in keys
-    keys.discard(-1)
-    assert -1 not in keys
-    assert keys.add(-1)
+    assert all(key in keys for key in members)
+    assert not any(keys.add(key) for key in members)
+    keys.close()
 
 
-def test_a_key_set_larger_than_its_cache_forgets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_set_larger_than_its_memory_forgets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "SLOTS", 1 << 12)
     monkeypatch.setattr(checks, "CACHE_KIBIBYTES", 64)
     draw = random.Random(0)
     members = [draw.getrandbits(64) - (1 << 63) for _ in range(50_000)]
     keys = KeySet()
     assert all(keys.add(key) for key in members)
     assert not any(keys.add(key) for key in members)
+    keys.close()
 
 
-def test_a_key_set_leaves_no_file(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_set_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SQLITE_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(checks, "SLOTS", 1)
+    monkeypatch.setattr(checks, "CACHE_KIBIBYTES", 64)
     keys = KeySet()
-    for key in range(200_000):
+    for key in range(50_000):
         keys.add(key * 7919)
     keys.close()
-    assert list(tmp_path.iterdir()) == []  # type: ignore[attr-defined]
+    assert list(tmp_path.iterdir()) == []
 
 
 def pair(id: str, chosen: str) -> Pair:
