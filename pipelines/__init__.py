@@ -1,0 +1,37 @@
+"""The pipelines: `from tutelage.pipelines import rlhf, preference` gives what kfp compiles and runs.
+
+Nothing is imported before one of them is asked for.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kfp.dsl.graph_component import GraphComponent
+
+
+class _Package(ModuleType):
+    """A pipeline has the name of its module. Here the name means the pipeline, whichever of them is imported first."""
+
+    @property
+    def rlhf(self) -> GraphComponent:
+        return import_module(f"{__name__}.rlhf").rlhf
+
+    @rlhf.setter
+    def rlhf(self, module: ModuleType) -> None:
+        """The import system sets the module."""
+
+    @property
+    def preference(self) -> GraphComponent:
+        return import_module(f"{__name__}.preference").preference
+
+    @preference.setter
+    def preference(self, module: ModuleType) -> None:
+        """The import system sets the module."""
+
+
+sys.modules[__name__].__class__ = _Package

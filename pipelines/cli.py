@@ -156,7 +156,7 @@ def demo(
     """Align a tiny model with real human ratings on this machine, in minutes and without a network."""
     from tutelage.pipelines.demo.main import run_demo
 
-    run_demo(output_dir)
+    run_demo(output_dir, show=_narrator())
 
 
 def main() -> None:
@@ -211,6 +211,8 @@ def _conclude(pipeline: str, result: LocalRun, output_dir: Path) -> None:
     """The last lines of a run, and its exit code."""
     if result.status == "succeeded":
         _say(f"{pipeline} succeeded in {result.seconds:.1f} s; outputs in {output_dir}")
+        if result.held:
+            _say(f"the gate held the policy back: nothing was registered; see tutelage report {output_dir}")
         return
     if result.status == "interrupted":
         _complain(f"{pipeline} was interrupted in {result.failed or 'its start'}; run it again to go on from there")

@@ -62,13 +62,15 @@ def localized(definition: dict[str, Any], arguments: Mapping[str, Any]) -> dict[
     """`definition` as kfp.local can run it.
 
     An image that is a parameter becomes its value, which kfp.local does not resolve. Retries go: on one machine the
-    same stage would only fail again, minutes later.
+    same stage would only fail again, minutes later. So do environment variables, which are part of kfp.local's cache
+    key: run_local sets them itself.
     """
     for component in (definition["root"], *definition["components"].values()):
         for task in component.get("dag", {}).get("tasks", {}).values():
             task.pop("retryPolicy", None)
     for executor in definition["deploymentSpec"]["executors"].values():
         container = executor["container"]
+        container.pop("env", None)
         container["image"] = _PLACEHOLDER.sub(lambda found: str(arguments[found[1]]), container["image"])
     return definition
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RUN_LABEL = "tutelage.run_id"
+import yaml
+
+from tutelage.components.core.errors import ConfigError
+from tutelage.pipelines import containers
 
 
 def main(request: dict[str, Any]) -> None:
@@ -29,40 +34,57 @@ def main(request: dict[str, Any]) -> None:
     from kfp import components, local
 
     docker = request["runner"] == "docker"
-    local.init(
-        local.DockerRunner(**_container(request["container"])) if docker else local.SubprocessRunner(use_venv=False),
-        pipeline_root=request["pipeline_root"],
-        enable_caching=True,
-        cache_root=request["cache_root"],
-    )
-    pipeline = components.load_component_from_file(request["compiled"])
     try:
-        pipeline(**request["parameters"])
-    except RuntimeError as error:  # how kfp.local says that a stage failed
+        if docker:
+            _prepare_docker(request["compiled"])
+        local.init(
+            local.DockerRunner(**_container(request["container"]))
+            if docker
+            else local.SubprocessRunner(use_venv=False),
+            pipeline_root=request["pipeline_root"],
+            enable_caching=True,
+            cache_root=request["cache_root"],
+        )
+        components.load_component_from_file(request["compiled"])(**request["parameters"])
+    except (ConfigError, RuntimeError) as error:  # the latter is how kfp.local says that a stage failed
         sys.exit(str(error))
     except KeyboardInterrupt:
-        if docker:
-            _kill_containers(os.environ["TUTELAGE_RUN_ID"])
         sys.exit(130)
+    finally:
+        if docker:
+            _with_client(containers.remove_containers, os.environ["TUTELAGE_RUN_ID"])
 
 
-def _container(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of docker run, with mounts and GPUs as the Docker client wants them."""
-    from docker import types
+def _prepare_docker(compiled: str) -> None:
+    """Fetches the images, and has kfp.local run containers our way. Raises ConfigError for an image that is absent."""
+    from kfp.local import docker_task_handler
 
-    mounts = [types.Mount(path, path, type="bind", read_only=read_only) for path, read_only in arguments["mounts"]]
-    gpus = arguments["gpus"]
-    requests = [types.DeviceRequest(count=gpus, capabilities=[["gpu"]])] if gpus else None
-    rest = {key: value for key, value in arguments.items() if key not in ("mounts", "gpus")}
-    return {**rest, "mounts": mounts, "device_requests": requests}
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # containers are still removed
+    docker_task_handler.run_docker_container = containers.run_container
+    _with_client(containers.require_images, yaml.safe_load(Path(compiled).read_text(encoding="utf-8")))
 
 
-def _kill_containers(run_id: str) -> None:
+def _with_client(act: Callable[..., None], *arguments: Any) -> None:
     import docker
 
     client = docker.from_env()
-    for container in client.containers.list(filters={"label": f"{RUN_LABEL}={run_id}"}):
-        container.kill()
+    try:
+        act(client, *arguments)
+    finally:
+        client.close()
+
+
+def _container(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of docker run, with mounts, GPUs and the variables it names as the Docker client wants them."""
+    from docker import types
+
+    mounts = [types.Mount(path, path, type="bind", read_only=read_only) for path, read_only in arguments["mounts"]]
+    mounts.append(types.Mount("/tmp", None, type="volume"))
+    gpus = arguments["gpus"]
+    requests = [types.DeviceRequest(count=gpus, capabilities=[["gpu"]])] if gpus else None
+    environment = {name: os.environ[name] for name in arguments["environment"]}
+    rest = {key: value for key, value in arguments.items() if key not in ("mounts", "gpus", "environment")}
+    return {**rest, "mounts": mounts, "device_requests": requests, "environment": environment}
 
 
 if __name__ == "__main__":

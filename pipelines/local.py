@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.components.core.errors import ConfigError
+from tutelage.pipelines.containers import RUN_LABEL, mounts
 from tutelage.pipelines.definition import arguments_of, definition_of, load_pipeline, localized, write_definition
 from tutelage.pipelines.parameters import check_parameters
 from tutelage.pipelines.run_log import RunLog
@@ -41,7 +42,11 @@ PASSED_ON = ("AWS_", "MLFLOW_", "TUTELAGE_", "HF_", "PYTHONUNBUFFERED", "OMP_NUM
 
 @dataclass
 class LocalRun:
-    """How a run went. `error` holds the failing stage's own last words; outputs: task name -> its output directory."""
+    """How a run went. `error` holds the failing stage's own last words.
+
+    held: whether a gate left out what stands behind it.
+    outputs: the output directory of each task that ran, or that was cached and has artifacts.
+    """
 
     run_id: str
     store_uri: str
@@ -50,6 +55,7 @@ class LocalRun:
     failed: str = ""
     error: str = ""
     log: Path = Path()
+    held: bool = False
     executed: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     outputs: dict[str, Path] = field(default_factory=dict)
@@ -86,19 +92,22 @@ def run_local(
         "cache_root": str(output_dir / "cache"),
         "runner": runner,
     }
-    environment = environment_of(run_id, values, output_dir)
+    environment = environment_of(run_id, values, output_dir) | {"TUTELAGE_PIPELINE": graph.name}
     if runner == "docker":
-        request["container"] = container_of(run_id, arguments, output_dir, environment)
+        container = container_of(run_id, arguments, output_dir, environment)
+        # By name only: the engine has the values in its own environment, and credentials stay out of the file.
+        request["container"] = {**container, "environment": sorted(container["environment"])}
     before = set((output_dir / "pipeline_root").iterdir())
     store_uri = values.get("run_store_uri") or environment["TUTELAGE_STORE_URI"]
     run = LocalRun(run_id, store_uri, log=output_dir / "logs" / f"{run_id}.log")
     started = time.monotonic()
-    _follow(run, request, environment, show or (lambda kind, text: None))
+    cached = _follow(run, request, environment, show or (lambda kind, text: None))
     if run.status == "interrupted" and "finalize" in definition["root"]["dag"]["tasks"]:
         _close(run, arguments, environment)
     run.seconds = time.monotonic() - started
     for made in sorted(set((output_dir / "pipeline_root").iterdir()) - before):
         run.outputs |= {task.name: task for task in made.iterdir() if task.is_dir()}
+    run.outputs |= _cached_outputs(cached, output_dir / "cache")
     if run.status == "succeeded":
         _require_outputs(run, definition)
     return run
@@ -119,19 +128,29 @@ def environment_of(run_id: str, parameters: Mapping[str, Any], output_dir: Path)
 def container_of(
     run_id: str, parameters: Mapping[str, Any], output_dir: Path, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Arguments of docker run: paths keep their names inside, files belong to the caller, localhost is this machine."""
-    inputs = [Path(value) for value in parameters.values() if isinstance(value, str) and Path(value).is_absolute()]
-    mounts = [(str(output_dir), False)]
-    mounts += [(str(path), True) for path in inputs if path.exists() and not path.is_relative_to(output_dir)]
+    """Arguments of docker run: paths keep their names inside, files belong to the caller, localhost is this machine.
+
+    Raises ConfigError where containers could not share the tracking database.
+    """
+    passed = {key: value for key, value in environment.items() if key.startswith(PASSED_ON)}
+    places = [parameters.get("run_store_uri"), parameters.get("run_tracking_uri")]
+    places += [passed.get("TUTELAGE_STORE_URI"), passed.get("MLFLOW_TRACKING_URI")]
+    folders = {value for value in passed.values() if Path(value).is_dir()}  # caches, such as the hub's
+    texts = {value for value in (*parameters.values(), *passed.values()) if isinstance(value, str)}
+    shared = mounts(output_dir, read=sorted(texts), written=[*filter(None, places), *sorted(folders)])
     gpus = str(parameters.get("gpu_count") or "0")
     return {
-        "mounts": mounts,
+        "mounts": shared,
         "gpus": int(gpus) if gpus.isdigit() else 0,
-        "environment": {key: value for key, value in environment.items() if key.startswith(PASSED_ON)},
+        "environment": passed,
         "network_mode": "host",
         "user": f"{os.getuid()}:{os.getgid()}",
         "shm_size": "2g",
-        "labels": {"tutelage.run_id": run_id},
+        # As under the restricted profile of a cluster, so that what works here works there; /tmp is the engine's.
+        "read_only": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "labels": {RUN_LABEL: run_id},
     }
 
 
@@ -144,11 +163,14 @@ def absolute_paths(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_path(name: str, value: str) -> bool:
-    return name.endswith("_uri") and bool(value) and "://" not in value and Path(value).exists()
+    """A model's name may be one of a hub; the store is a path whether or not it exists."""
+    if not name.endswith("_uri") or not value or "://" in value:
+        return False
+    return name == "run_store_uri" or Path(value).exists()
 
 
-def _follow(run: LocalRun, request: Mapping[str, Any], environment: Mapping[str, str], show: Show) -> None:
-    """Starts the engine, shows what it says, and puts into `run` how it ended."""
+def _follow(run: LocalRun, request: Mapping[str, Any], environment: Mapping[str, str], show: Show) -> Mapping[str, str]:
+    """Starts the engine, shows what it says, and puts into `run` how it ended. Returns cached tasks and their keys."""
     path = run.log.with_suffix(".json")
     path.write_text(json.dumps(request, indent=1), encoding="utf-8")
     log = RunLog()
@@ -171,11 +193,25 @@ def _follow(run: LocalRun, request: Mapping[str, Any], environment: Mapping[str,
             threading.Thread(target=lambda: file.writelines(engine.stdout or ()), daemon=True).start()
             _end(engine)
             code = 130
-    run.executed, run.cached, run.failed, run.error = log.executed, log.cached, log.failed, log.error
+    run.executed, run.cached, run.held = log.executed, list(log.cached), log.held
+    run.failed, run.error = log.failed, log.error
     if code and run.status == "succeeded":
         run.status, run.error = "failed", log.error or log.engine_error()
     if run.status == "interrupted":
         run.failed, run.error = log.stage, "interrupted"
+    return log.cached
+
+
+def _cached_outputs(cached: Mapping[str, str], cache_root: Path) -> dict[str, Path]:
+    """Where the artifacts of cached tasks lie: kfp.local keeps their paths in a file named after the key."""
+    outputs = {}
+    for task, key in cached.items():
+        for entry in cache_root.glob(f"{key}*.json"):
+            values = json.loads(entry.read_text(encoding="utf-8")).values()
+            paths = [Path(value["uri"]) for value in values if isinstance(value, dict) and value.get("uri")]
+            if paths:
+                outputs[task] = paths[0].parent
+    return outputs
 
 
 def _end(engine: subprocess.Popen[str]) -> None:
@@ -229,12 +265,7 @@ def _require_outputs(run: LocalRun, definition: Mapping[str, Any]) -> None:
         component = definition["components"].get(f"comp-{task}", {})
         artifacts = component.get("outputDefinitions", {}).get("artifacts", {})
         folder = run.outputs.get(task)
-        absent = [
-            name
-            for name, kind in artifacts.items()
-            if kind["artifactType"].get("schemaTitle") != "system.Metrics"
-            and (folder is None or not (folder / name).exists())
-        ]
+        absent = [name for name in artifacts if folder is None or not (folder / name).exists()]
         if absent:
             run.status, run.failed = "failed", task
             run.error = f"{task} ended without its output {absent[0]!r}, and without a word"

@@ -62,6 +62,7 @@ SHARES = {
 def place(
     task: dsl.PipelineTask,
     *,
+    pipeline: str,
     secret: Channel,
     image: Channel = None,
     memory: Channel = None,
@@ -78,6 +79,8 @@ def place(
     share = SHARES[task.component_spec.name]
     amount = share.memory or memory
     task.set_caching_options(share.cached)
+    # Not an input, which would be part of the cache key: the same stage of two pipelines is the same work.
+    task.set_env_variable("TUTELAGE_PIPELINE", pipeline)
     task.set_cpu_request(share.cpu).set_memory_request(amount).set_memory_limit(amount)
     if share.retries:
         task.set_retry(share.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")

@@ -85,9 +85,10 @@ def preference(
         pod_tolerations: Taints that training tolerates, such as [{"key": "nvidia.com/gpu", "operator": "Exists"}].
     """
     parameters = dict(locals())
-    light = partial(place, secret=pod_secret)
+    light = partial(place, pipeline="preference", secret=pod_secret)
     train = partial(
         place,
+        pipeline="preference",
         secret=pod_secret,
         image=pod_image,
         memory=pod_memory,
@@ -157,6 +158,7 @@ def preference(
                     evaluation=judged.outputs["evaluation"],
                     report=judged.outputs["report"],
                     name=register_name,
+                    pipeline="preference",
                     settings=settings,
                 )
             )

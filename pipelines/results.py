@@ -13,13 +13,15 @@ from tutelage.components.core.errors import ArtifactError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Heading -> key of a model's entry in evaluation.json.
+    from tutelage.pipelines.local import LocalRun
+
+# Heading -> key of a model's entry in evaluation.json; whether its interval is shown.
 FIGURES = {
-    "win rate": "win_rate",
-    "gold reward": "gold_reward",
-    "learned reward": "learned_reward",
-    "KL": "kl",
-    "length": "length",
+    "win rate": ("win_rate", True),
+    "gold reward": ("gold_reward", True),
+    "learned reward": ("learned_reward", True),
+    "KL": ("kl", False),
+    "length": ("length", False),
 }
 
 
@@ -37,27 +39,39 @@ def find_evaluation(directory: Path) -> Evaluation:
     if not found:
         fix = "Name the --output-dir of a run that got as far as its evaluation."
         raise ArtifactError("there is no evaluation", where=str(directory), fix=fix)
-    path = found[-1]
+    return _read(found[-1].parent.parent)
+
+
+def evaluation_of(run: LocalRun) -> Evaluation:
+    """The evaluation of a run. Raises ArtifactError if it did not get that far."""
+    if "evaluation" not in run.outputs:
+        raise ArtifactError("the run has no evaluation", where=run.run_id, fix=f"See {run.log}.")
+    return _read(run.outputs["evaluation"])
+
+
+def _read(task: Path) -> Evaluation:
+    path = task / "evaluation" / "evaluation.json"
     try:
-        judged = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ArtifactError(f"is not JSON: {error}", where=str(path), fix="Run the evaluation again.") from None
-    return Evaluation(judged, path.parent.parent / "report")
+        return Evaluation(json.loads(path.read_text(encoding="utf-8")), task / "report")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"no evaluation: {error}", where=str(path), fix="Run the evaluation again.") from None
 
 
 def render(judged: Mapping[str, Any]) -> list[RenderableType]:
-    """A table of the models with their intervals, and the gate's verdict with its checks."""
+    """A table of the models, with intervals below the means, and the gate's verdict with its checks."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{judged.get('prompts', '?')} prompts, judged by the {judged.get('judge', '?')} reward")
-    table.add_column("model")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("model", no_wrap=True)
     for heading in FIGURES:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for model in judged["models"]:
-        table.add_row(f"{model['name']} ({model['role']})", *[_interval(model.get(key)) for key in FIGURES.values()])
+        cells = [_figure(model.get(key), interval) for key, interval in FIGURES.values()]
+        table.add_row(str(model["name"]), *cells, style="bold" if model["role"] == "policy" else "")
     gate = judged["gate"]
-    lines: list[RenderableType] = [table]
+    title = f"{judged.get('prompts', '?')} prompts, judged by the {judged.get('judge', '?')} reward"
+    lines: list[RenderableType] = [title, table]
     for check in gate.get("checks", ()):
         mark, style = ("passed", "green") if check["passed"] else ("failed", "red")
         lines.append(Text(f"{mark}: {check['name']} {_number(check['value'])}: {check['why']}", style=style))
@@ -69,10 +83,11 @@ def _age(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def _interval(value: Any) -> str:
+def _figure(value: Any, interval: bool) -> str:
     if not isinstance(value, Mapping):
         return "-"
-    return f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
+    below = f"\n{_number(value['low'])} to {_number(value['high'])}" if interval else ""
+    return f"{_number(value['mean'])}{below}"
 
 
 def _number(value: Any) -> str:

@@ -90,9 +90,10 @@ def rlhf(
         pod_tolerations: Taints that training tolerates, such as [{"key": "nvidia.com/gpu", "operator": "Exists"}].
     """
     parameters = dict(locals())
-    light = partial(place, secret=pod_secret)
+    light = partial(place, pipeline="rlhf", secret=pod_secret)
     train = partial(
         place,
+        pipeline="rlhf",
         secret=pod_secret,
         image=pod_image,
         memory=pod_memory,
@@ -174,6 +175,7 @@ def rlhf(
                     evaluation=judged.outputs["evaluation"],
                     report=judged.outputs["report"],
                     name=register_name,
+                    pipeline="rlhf",
                     settings=settings,
                 )
             )

@@ -11,10 +11,12 @@ from tutelage.components.core import errors
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"^[\d:.]+ - INFO - Executing task '([\w-]+)'")
 _ENDED = re.compile(r"^[\d:.]+ - \w+ - Task '([\w-]+)' finished with status (\w+)")
-_CACHED = re.compile(r"^[\d:.]+ - INFO - Task ([\w-]+) cache hit")
+_CACHED = re.compile(r"^[\d:.]+ - INFO - Task ([\w-]+) cache hit \(key=(\w+)\)")
 _SKIPPED = re.compile(r"^[\d:.]+ - INFO - Skipping conditional task")
 _EXCEPTION = re.compile(r"^((?:\w+\.)*)(\w+): (.*)")
 _RANK = re.compile(r"^\[rank\d+\]:\s?")
+_TRACEBACK = "Traceback (most recent call last)"
+_LINKS = ("The above exception was the direct cause", "During handling of the above exception")
 _INDENT = "    "
 _KEPT = 400
 
@@ -22,19 +24,20 @@ _KEPT = 400
 class RunLog:
     """Reads the lines one by one. `show` yields what is worth a person's reading.
 
-    stage: the one that runs now. cached: stages that were not run again. executed: those that were.
+    stage: the one that runs now. cached: stages that were not run again, and the start of their cache keys.
+    executed: those that were.
     failed: the first stage that failed, and `error` its own last words.
     """
 
     def __init__(self) -> None:
         self.stage = self.failed = self.error = ""
         self.executed: list[str] = []
-        self.cached: list[str] = []
-        self.blocked = False  # the gate held, and what stands behind it was left out
+        self.cached: dict[str, str] = {}
+        self.held = False  # by a gate: what stands behind it was left out
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._tail: deque[str] = deque(maxlen=20)  # of the engine itself
         self._held: list[str] = []  # of a traceback
-        self._in_request = False
+        self._in_frames = self._in_request = False
 
     def show(self, line: str) -> Iterator[tuple[str, str]]:
         """(kind, text) of a line: "stage", "cached", "failed" with the stage's name, or "text" that a stage printed."""
@@ -47,7 +50,7 @@ class RunLog:
             self._lines.clear()
             yield "stage", found[1]
         elif found := _CACHED.match(line):
-            self.cached.append(found[1])
+            self.cached[found[1]] = found[2]
             yield "cached", found[1]
         elif found := _ENDED.match(line):
             yield from (("text", held) for held in self._held)
@@ -58,7 +61,7 @@ class RunLog:
                 yield "failed", found[1]
             self.stage = ""
         elif _SKIPPED.match(line):
-            self.blocked = True
+            self.held = True
         elif line.strip():
             self._tail.append(line)
 
@@ -73,13 +76,19 @@ class RunLog:
 
     def _without_traceback(self, text: str) -> Iterator[tuple[str, str]]:
         """Where a stage ends with an error of ours, its words say all: the way to them through the code is left out."""
-        if text.startswith("Traceback (most recent call last)") or (self._held and text[0].isspace()):
+        link = text.startswith(_LINKS)
+        if text.startswith(_TRACEBACK) or (self._held and (link or text[0].isspace())):
             self._held.append(text)
+            self._in_frames = not link
             return
         held, self._held = self._held, []
-        found = _EXCEPTION.match(text) if held else None
-        if found is not None and hasattr(errors, found[2]):
-            yield "text", found[3]
+        if held and self._in_frames:  # the exception itself
+            self._in_frames = False
+            found = _EXCEPTION.match(text)
+            if found is not None and hasattr(errors, found[2]):
+                yield "text", found[3]
+            else:
+                self._held = [*held, text]  # an error of ours may follow from it
             return
         yield from (("text", line) for line in [*held, text])
 
@@ -106,7 +115,7 @@ def _exceptions(lines: list[str]) -> list[str]:
     messages: list[str] = []
     place = ""
     for line in lines:
-        if line.startswith("Traceback (most recent call last)"):
+        if line.startswith(_TRACEBACK):
             place = "frames"
         elif place == "frames" and line and not line[0].isspace():
             place = "message"

@@ -11,19 +11,13 @@ from tutelage.components.core.context import OVERHEAD_PHASES
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = {
-    "start": "process start",
-    "imports": "imports",
-    "inputs": "inputs",
-    "work": "work",
-    "outputs": "outputs",
-    "tracking": "tracking",
-}
+# Of the process, of its imports, ...; what is not work is overhead.
+PHASES = ("start", "imports", "inputs", "work", "outputs", "tracking")
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """Seconds of one stage. phases: those of HEADINGS; `work` is what no overhead phase accounts for."""
+    """Seconds of one stage. phases: those of PHASES; `work` is what no overhead phase accounts for."""
 
     stage: str
     seconds: float
@@ -64,17 +58,16 @@ def render(measured: Timings) -> Table:
     """A table with a line for each stage, one for the time between them, and the sum."""
     from rich.table import Table
 
-    shown = Table(title="Seconds", title_justify="left")
-    shown.add_column("stage")
-    for heading in (*HEADINGS.values(), "total", "overhead"):
-        shown.add_column(heading, justify="right")
+    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    shown.add_column("seconds", no_wrap=True)
+    for heading in (*PHASES, "total", "overhead"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for stage in measured.stages:
-        cells = [f"{stage.phases[phase]:.1f}" for phase in HEADINGS]
+        cells = [f"{stage.phases[phase]:.1f}" for phase in PHASES]
         shown.add_row(stage.stage, *cells, f"{stage.seconds:.1f}", _share(stage.overhead, stage.seconds))
     if measured.wall:
-        shown.add_row("between stages", *[""] * len(HEADINGS), f"{measured.between:.1f}", "")
-    shown.add_section()
-    sums = [f"{sum(stage.phases[phase] for stage in measured.stages):.1f}" for phase in HEADINGS]
+        shown.add_row("between stages", *[""] * len(PHASES), f"{measured.between:.1f}", "")
+    sums = [f"{sum(stage.phases[phase] for stage in measured.stages):.1f}" for phase in PHASES]
     shown.add_row("run", *sums, f"{measured.total:.1f}", _share(measured.overhead, measured.total))
     return shown
 
@@ -86,4 +79,4 @@ def _stage(record: dict[str, Any]) -> StageTime:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part:.1f} ({part / whole:.0%})" if whole else "-"
+    return f"{part / whole:.0%}" if whole else "-"

@@ -1,31 +1,43 @@
-"""How the processes of a training run work together: accelerate on one or several, DeepSpeed where weights are sharded."""
+"""How the processes of a training run work together: accelerate on one or several, DeepSpeed where they share state."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from tutelage.components.core.config import TrainingConfig
-from tutelage.components.core.errors import ConfigError
+from tutelage.components.core.errors import ConfigError, TrainingError
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """accelerate for this process, which torchrun may have started with others. Sets the CPU threads, too.
 
-    Raises ConfigError if DeepSpeed is asked for and not there.
+    Raises ConfigError if DeepSpeed is asked for and not there, TrainingError if accelerate does not do what is asked.
     """
     distributed, cuda = "WORLD_SIZE" in os.environ, torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=not distributed)
     plugin = _deepspeed(config, cuda) if config.zero_stage else None
     # Unless the back end is named, accelerate on CPU takes each process for the only one.
     handlers = [InitProcessGroupKwargs(backend="gloo")] if distributed and not cuda else []
-    # Precision is the trainer's own autocast: the same over float32 weights with and without DeepSpeed.
-    accelerator = Accelerator(cpu=not cuda, mixed_precision="no", deepspeed_plugin=plugin, kwargs_handlers=handlers)
+    accelerator = Accelerator(
+        cpu=not cuda and plugin is None,  # told to use the CPU, accelerate silently leaves DeepSpeed out
+        mixed_precision="no",  # precision is the trainer's own autocast: the same with and without DeepSpeed
+        deepspeed_plugin=plugin,
+        kwargs_handlers=handlers,
+    )
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if accelerator.num_processes != processes or sharded != bool(config.zero_stage):
+        raise TrainingError(
+            f"accelerate runs {accelerator.num_processes} of {processes} processes as {accelerator.distributed_type}",
+            fix="Unset the ACCELERATE_* variables of the environment.",
+        )
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
@@ -41,6 +53,7 @@ def _deepspeed(config: TrainingConfig, cuda: bool) -> DeepSpeedPlugin:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # in DeepSpeed's calls
     # DeepSpeed would compile this operation for a minute, and fail without a compiler. gloo does without it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     plugin = DeepSpeedPlugin(

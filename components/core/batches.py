@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.components.core.errors import DataError
 from tutelage.components.core.records import Pair
 
+Item = TypeVar("Item")
 # The share of the token budget from which on a micro-batch may be closed early.
 ENOUGH = 0.125
 
@@ -146,6 +147,11 @@ def align(rows: SequenceOf[Tensor], width: int) -> Tensor:
     for index, row in enumerate(rows):
         table[index, : len(row)] = row
     return table
+
+
+def drawn(items: SequenceOf[Item], count: int, *, seed: int = 0) -> list[Item]:
+    """`count` of the items, or all: the same draw for the same seed and number of items."""
+    return [items[index] for index in shuffled(len(items), seed=seed, epoch=0)[:count]]
 
 
 def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:

@@ -40,9 +40,14 @@ class Checkpoints:
     def publish(self, step: int, folder: Path) -> None:
         """Publishes a directory of `prepare` that has been filled, and removes the oldest checkpoints beyond `keep`."""
         write_manifest(folder, kind="checkpoint", config=self.identity, extra={"step": step})
+        # What is left of a broken one of this step would be in the way.
+        self.context.store.delete(f"{self.prefix}/{folder.name}")
         self.context.store.publish(folder, f"{self.prefix}/{folder.name}")
         shutil.rmtree(folder)
-        whole = [name for name in self._names() if self.context.store.exists(f"{self.prefix}/{name}")]
+        # One beyond this step was broken, or the run had gone on from it: it does not count.
+        whole = [
+            name for name in self._names() if name <= folder.name and self.context.store.exists(f"{self.prefix}/{name}")
+        ]
         for name in whole[: -self.keep]:
             self.context.store.delete(f"{self.prefix}/{name}")
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tutelage.components.core.errors import ConfigError
 
@@ -20,13 +20,23 @@ class StageConfig(BaseModel):
     def build(cls, overrides: Mapping[str, Any] | None = None, /, **values: Any) -> Self:
         """The configuration of `values`, with `overrides` (nested mappings allowed) laid over them.
 
+        A nested configuration of which some keys are given keeps this class's defaults for the others.
         Raises ConfigError that names the first wrong key, its value and what is allowed.
         """
-        merged = merge(values, overrides or {})
         try:
-            return cls.model_validate(merged)
+            return cls.model_validate(cls._over_defaults(merge(values, overrides or {})))
         except ValidationError as error:
             raise _explain(cls, error) from None
+
+    @classmethod
+    def _over_defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """`values` with each nested mapping laid over what this class sets in that field's default."""
+        filled = dict(values)
+        for name, field in cls.model_fields.items():
+            default, given = field.default, values.get(name)
+            if isinstance(default, StageConfig) and isinstance(given, Mapping):
+                filled[name] = default._over_defaults(merge(default.model_dump(exclude_unset=True), given))
+        return filled
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,12 +52,14 @@ def _explain(cls: type[BaseModel], error: ValidationError) -> ConfigError:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     more = f" ({error.error_count() - 1} more wrong)" if error.error_count() > 1 else ""
-    where = f"{_stage_of(cls)} configuration, key {'.'.join(path) or '(whole)'}"
+    where = f"{_stage_of(cls)} configuration" + (f", key {'.'.join(path)}" if path else "")
     if first["type"] == "extra_forbidden":
         known = _fields_at(cls, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         return ConfigError(f"unknown key {path[-1]!r}{more}", where=where, fix=f"{hint}Allowed: {', '.join(known)}.")
+    if first["type"] == "value_error":  # a check of ours, which names the value that it means
+        return ConfigError(f"{first['msg'].removeprefix('Value error, ')}{more}", where=where)
     got = "" if first["type"] == "missing" else f", got {first.get('input')!r}"
     return ConfigError(f"{first['msg']}{got}{more}", where=where, fix="Correct that key.")
 
@@ -79,6 +91,13 @@ class Architecture(StageConfig):
     context: int = Field(256, ge=16)
     dropout: float = Field(0.0, ge=0, lt=1, description="On attention weights.")
 
+    @model_validator(mode="after")
+    def _divides(self) -> Architecture:
+        # Rotary positions turn pairs of a head's dimensions.
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of twice heads ({self.heads})")
+        return self
+
 
 class TrainingConfig(StageConfig):
     """How a model is trained: the same keys for every training stage. Batch sizes count examples."""
@@ -94,11 +113,15 @@ class TrainingConfig(StageConfig):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
+    adam_style: Literal["torch", "tensorflow"] = Field(
+        "torch", description="Where epsilon is added: tensorflow's is larger in the first steps (see adam.py)."
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast over float32 weights.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; 0 leaves DeepSpeed out.")
     processes: int = Field(0, ge=0, description="Processes on this machine; 0: one per GPU, or one.")
     threads: int = Field(0, ge=0, description="CPU threads per process; 0: the processor's cores shared out.")
+    eval_examples: int = Field(1000, ge=0, description="Held-out examples that are measured after each epoch.")
     log_every: int = Field(10, ge=1, description="Optimizer steps between logged metrics.")
     checkpoint_every: int = Field(200, ge=1, description="Optimizer steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=1)

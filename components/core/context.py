@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.components.core.config import StageConfig
 from tutelage.components.core.progress import Progress, progress, say
+from tutelage.components.core.signals import leave, on_sigterm
 from tutelage.components.core.store import Store, open_store
 from tutelage.components.core.tracking import NullTracker, Tracker, open_tracker
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 RUN_ID_VARIABLE = "TUTELAGE_RUN_ID"
+BORN_VARIABLE = "TUTELAGE_STAGE_BORN"
 STORE_VARIABLE = "TUTELAGE_STORE_URI"
 OVERHEAD_PHASES = ("start", "tracking", "imports", "inputs", "outputs")
 
@@ -61,7 +63,7 @@ class StageContext:
         self.phases: dict[str, float] = {}
         self.checkpoint = ""
         self.lasting = True
-        self._open_phases: list[str] = []
+        self._inner = 0.0
 
     def log(self, message: str) -> None:
         """One plain line, with the time and the stage's name, from rank 0."""
@@ -74,12 +76,17 @@ class StageContext:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the seconds spent inside to the phase `name`. See OVERHEAD_PHASES for those that are not work."""
-        started = time.perf_counter()
+        """Adds the seconds spent inside to the phase `name`; those of a phase within count there alone, so all add up.
+
+        See OVERHEAD_PHASES for those that are not work.
+        """
+        started, before, self._inner = time.perf_counter(), self._inner, 0.0
         try:
             yield
         finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - started
+            taken = time.perf_counter() - started
+            self.phases[name] = self.phases.get(name, 0.0) + taken - self._inner
+            self._inner = before + taken
 
 
 @contextlib.contextmanager
@@ -122,7 +129,8 @@ def open_stage(
                 context.tracker.log_params(values)
             record["mlflow_run_id"] = context.tracker.run_id
             _write(context, record)
-        yield context, record
+        with on_sigterm(leave):
+            yield context, record
         record["status"] = "succeeded"
     except BaseException as error:
         record["status"] = "killed" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
@@ -131,7 +139,9 @@ def open_stage(
     finally:
         if main:
             with context.phase("tracking"):
-                context.tracker.finish(MLFLOW_STATUS[record["status"]])
+                unsent = context.tracker.finish(MLFLOW_STATUS[record["status"]])
+            if unsent is not None:
+                store.write(f"runs/{context.run_id}/{name}-unsent-metrics.jsonl", unsent.read_bytes())
             ended = time.time()
             context.phases["start"] = opened - born
             record |= {
@@ -146,8 +156,13 @@ def open_stage(
 
 
 def process_start() -> float:
-    """When this process began, in seconds of the epoch (from /proc; this moment where there is none)."""
+    """When this process began, or the one that launched it as one of several, in seconds of the epoch.
+
+    From /proc; this moment where there is none.
+    """
     try:
+        if born := os.environ.get(BORN_VARIABLE):
+            return float(born)
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")

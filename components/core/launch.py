@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tutelage.components.core.config import StageConfig
-from tutelage.components.core.context import RUN_ID_VARIABLE, Settings, open_stage
+from tutelage.components.core.context import BORN_VARIABLE, RUN_ID_VARIABLE, Settings, open_stage, process_start
 from tutelage.components.core.errors import ConfigError, TrainingError, TutelageError
+from tutelage.components.core.signals import TERMINATED, on_sigterm
 
 
 def launch(
@@ -34,14 +35,15 @@ def launch(
 
     inputs, outputs: paths by the names of run's keyword arguments; an input that is empty is passed as None.
     Several processes are started where the configuration (`training.processes`) or the GPUs ask for them.
-    Raises what the stage raises; TrainingError when a process of several fails.
+    Raises what the stage raises; ConfigError for a path that is missing or not one of the stage's; TrainingError when a
+    process of several fails.
     """
     inputs, outputs = dict(inputs or {}), dict(outputs or {})
-    count = _process_count(config)
-    if count > 1 and "WORLD_SIZE" not in os.environ:
-        return _torchrun(stage, config, settings or {}, inputs, outputs, count)
     module = importlib.import_module(f"tutelage.components.{stage}.stage")
+    _check_paths(module.run, stage, {**inputs, **outputs})
     run_settings = Settings.build(settings)
+    if "WORLD_SIZE" not in os.environ and (count := _processes_to_start(config)):
+        return _torchrun(stage, config, run_settings, inputs, outputs, count)
     with open_stage(stage, config, run_settings, inputs=inputs, outputs=outputs) as (context, record):
         paths = {name: Path(path) if path else None for name, path in {**inputs, **outputs}.items()}
         result = module.run(config, context, **paths).model_dump(mode="json")
@@ -73,21 +75,37 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         given.result.write_text(text) if given.result else print(text)
 
 
-def _process_count(config: StageConfig) -> int:
+def _check_paths(run: Callable[..., Any], stage: str, paths: Mapping[str, str]) -> None:
+    known = {
+        name: parameter.default
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    missing = [name for name, default in known.items() if default is inspect.Parameter.empty and not paths.get(name)]
+    unknown = [name for name in paths if name not in known]
+    if missing or unknown:
+        what = f"no path is given for {missing[0]!r}" if missing else f"{unknown[0]!r} is no input or output"
+        raise ConfigError(what, where=stage, fix=f"Its inputs and outputs are: {', '.join(known)}.")
+
+
+def _processes_to_start(config: StageConfig) -> int:
+    """How many torchrun starts; 0 where this process is enough."""
     training = getattr(config, "training", None)
     if training is None:
-        return 1
-    if training.processes:
-        return int(training.processes)
-    import torch
+        return 0
+    count = int(training.processes)
+    if not count:
+        import torch
 
-    return max(1, torch.cuda.device_count())
+        count = max(1, torch.cuda.device_count())
+    # DeepSpeed wants what torchrun sets even where it is alone.
+    return count if count > 1 or training.zero_stage else 0
 
 
 def _torchrun(
     stage: str,
     config: StageConfig,
-    settings: Mapping[str, Any],
+    settings: Settings,
     inputs: dict[str, str],
     outputs: dict[str, str],
     count: int,
@@ -95,36 +113,63 @@ def _torchrun(
     with tempfile.TemporaryDirectory(prefix=f"tutelage-{stage}-launch-") as folder:
         files = {name: Path(folder) / f"{name}.json" for name in ("config", "settings", "result")}
         files["config"].write_text(config.model_dump_json())
-        files["settings"].write_text(json.dumps(dict(settings)))
+        files["settings"].write_text(settings.model_dump_json())
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command += ["-m", f"tutelage.components.{stage}"]
         command += [word for name, path in files.items() for word in (f"--{name}", str(path))]
         for flag, paths in (("--input", inputs), ("--output", outputs)):
             command += [word for name, path in paths.items() for word in (flag, f"{name}={path}")]
-        run_id = os.environ.get(RUN_ID_VARIABLE) or f"local-{uuid.uuid4().hex[:12]}"
-        process = subprocess.Popen(command, env={**os.environ, RUN_ID_VARIABLE: run_id})
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
-        try:
-            code = process.wait()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        environment = {
+            RUN_ID_VARIABLE: os.environ.get(RUN_ID_VARIABLE) or f"local-{uuid.uuid4().hex[:12]}",
+            BORN_VARIABLE: str(process_start()),
+            # The trainer sets its threads itself; torchrun would set this, too, and say so.
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+        code, told = _wait(subprocess.Popen(command, env={**os.environ, **environment}))
+        if told:
+            raise SystemExit(TERMINATED)
         if code:
             raise TrainingError(
-                f"one of {count} processes failed with exit code {code}", where=stage, fix="Its error stands above."
+                f"{count} process(es) failed with exit code {code}", where=stage, fix="The error stands above."
             )
         return dict(json.loads(files["result"].read_text()))
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The exit code of the process, and whether this one was told to end, which is passed on. Leaves none behind."""
+    told: list[bool] = []
+
+    def pass_on() -> None:
+        told.append(True)
+        process.terminate()
+
+    try:
+        with on_sigterm(pass_on):
+            return process.wait(), bool(told)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def _load(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        values = _parse(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path)) from None
     if not isinstance(values, dict):
         raise ConfigError("is not a mapping of keys to values", where=str(path))
     return values
+
+
+def _parse(text: str) -> Any:
+    """JSON, else YAML, to which 1e-5 is a word."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -142,5 +187,10 @@ def _assignments(texts: Sequence[str]) -> dict[str, Any]:
         below = values
         for part in path:
             below = below.setdefault(part, {})
-        below[last] = yaml.safe_load(value)
+            if not isinstance(below, dict):
+                raise ConfigError(f"{part!r} is given both a value and keys below it", where="--set")
+        try:
+            below[last] = _parse(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{value!r} is no value", where=f"--set {name}", fix="Put text in quotes.") from None
     return values

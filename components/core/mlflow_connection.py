@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+from tutelage.components.core.durable import write_file
 from tutelage.components.core.errors import TrackingError, TutelageError
 
 if TYPE_CHECKING:
@@ -78,7 +80,6 @@ EXPLANATIONS = (
      "Name its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH."),
     ("timed out", "no answer in time", "Check that the address is right and that a network policy lets it through."),
     ("API request to endpoint", "what answers there is no MLflow server, or one in trouble: {}", "Check the address."),
-    ("Expecting value", "what answers there is no MLflow server: {}", "Check the address."),
 )  # fmt: skip
 
 
@@ -87,6 +88,8 @@ def connect(uri: str) -> MlflowClient:
     check_address(uri)
     client = _client_class()
     with alone_with(uri):
+        if uri.startswith("sqlite:") and not sqlite_path(uri).exists():
+            _make_database(sqlite_path(uri))
         return client(tracking_uri=uri)
 
 
@@ -95,11 +98,11 @@ def check_tracking(uri: str) -> None:
 
     A SQLite file that does not exist yet is not made: its folder is tried by writing a file there.
     """
-    check_address(uri)
-    if uri.startswith("sqlite:") and not sqlite_path(uri).exists():
-        return
-    _client_class()  # the import, which is slow on a busy machine, is no part of the server's time
     try:
+        within(CHECK_SECONDS, lambda: check_address(uri))  # a network file system may hang, too
+        if uri.startswith("sqlite:") and not sqlite_path(uri).exists():
+            return
+        _client_class()  # the import, which is slow on a busy machine, is no part of the server's time
         within(CHECK_SECONDS, lambda: connect(uri).search_experiments(max_results=1))
     except Exception as error:
         raise explain(error, uri) from error
@@ -142,8 +145,9 @@ def explain(error: BaseException, uri: str) -> TrackingError:
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of what an exception says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """The beginning of what an exception says, or its name, without the password of an address."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"//[^/@\s]*@", "//", first)[:300]
 
 
 def endpoint(uri: str) -> str:
@@ -208,6 +212,20 @@ def _client_class() -> type[MlflowClient]:
     from mlflow import MlflowClient
 
     return MlflowClient
+
+
+def _make_database(path: Path) -> None:
+    """Makes a database with MLflow's tables elsewhere, in memory if there is such a folder, and puts it there whole.
+
+    MLflow makes the tables by dozens of migrations. Each waits for the disk, and a process that is killed between two
+    leaves a database that MLflow cannot open any more.
+    """
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        made = Path(folder) / "mlflow.db"
+        _client_class()(tracking_uri=f"sqlite:///{made}")
+        if not path.exists():  # an MLflow server may have been faster
+            write_file(path, made.read_bytes())
 
 
 @contextmanager

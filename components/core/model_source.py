@@ -7,26 +7,30 @@ import re
 import struct
 from pathlib import Path
 
-from tutelage.components.core.errors import ArtifactError
+from tutelage.components.core.errors import ArtifactError, DataError
 from tutelage.components.core.manifest import read_manifest
-from tutelage.components.core.store import localize
+from tutelage.components.core.store import local_path, localize
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
-def locate_model(uri: str, into: Path) -> str:
+def locate_model(uri: str, into: Path, *, tracking_uri: str = "") -> str:
     """A directory that holds the model of `uri`, or `uri` itself if it is a hub id.
 
-    uri: a local path, file://, s3://, models:/name@alias (MLflow registry), or a hub id such as org/name. What lies in
-    object storage is copied below `into`. Raises ArtifactError if nothing is there, or the model is not whole.
+    uri: a local path, file://, s3://, models:/name@alias (MLflow registry), or a hub id such as org/name or
+    org/name@revision. What lies in object storage is copied below `into`. tracking_uri: where the registry is; empty:
+    MLFLOW_TRACKING_URI. Raises ArtifactError if nothing is there, or the model is not whole.
     """
     if uri.startswith("models:/"):
         from tutelage.components.core.tracking import resolve_model_uri
 
-        uri = resolve_model_uri(uri)
+        uri = resolve_model_uri(uri, tracking_uri=tracking_uri)
     if "://" not in uri and not Path(uri).exists() and HUB_ID.fullmatch(uri) and not uri.startswith("."):
         return uri
-    directory = localize(uri, into)
+    try:
+        directory = local_path(uri) or localize(uri, into)
+    except DataError as error:
+        raise ArtifactError(error.what, where=error.where, fix=error.fix) from None
     check_model_directory(directory, name=uri)
     return str(directory)
 
@@ -56,7 +60,10 @@ def check_model_directory(directory: Path, *, name: str = "") -> None:
 def _weight_files(directory: Path, where: str, fix: str) -> list[str]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ArtifactError(f"{index.name} is no list of weight files", where=where, fix=fix) from None
     if not (directory / "model.safetensors").exists():
         raise ArtifactError("model.safetensors is missing", where=where, fix=fix)
     return ["model.safetensors"]
@@ -70,11 +77,12 @@ def _check_safetensors(path: Path, where: str, fix: str) -> None:
     try:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
+            if length > size:
+                raise ValueError(length)
             header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (struct.error, ValueError, KeyError, MemoryError, OverflowError):
+    except (struct.error, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise ArtifactError(f"{path.name} is not a whole safetensors file", where=where, fix=fix) from None
-    if size != 8 + length + max(ends, default=0):
-        raise ArtifactError(
-            f"{path.name} is cut: {size:,} of {8 + length + max(ends, default=0):,} bytes", where=where, fix=fix
-        )
+    whole = 8 + length + max(ends, default=0)
+    if size != whole:
+        raise ArtifactError(f"{path.name} is cut: {size:,} of {whole:,} bytes", where=where, fix=fix)

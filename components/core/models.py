@@ -5,14 +5,16 @@ All weights are safetensors; remote code runs only where the user says so.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -35,6 +37,9 @@ from transformers.utils import logging as transformers_logging
 from tutelage.components.core.config import Architecture
 from tutelage.components.core.errors import ArtifactError
 from tutelage.components.core.manifest import Manifest, write_manifest
+from tutelage.components.core.model_source import HUB_ID
+
+WHOLE = "Give a directory with config.json and complete safetensors weights, or a hub id that can be reached."
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
@@ -42,10 +47,15 @@ transformers_logging.set_verbosity_error()
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub id, with a padding token. Raises ArtifactError without an end token."""
+    named = _named(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(**named, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ArtifactError(f"its tokenizer cannot be loaded: {_first_line(error)}", where=str(source)) from None
+        raise ArtifactError(
+            f"its tokenizer cannot be loaded: {_first_line(error)}",
+            where=str(source),
+            fix="Give a directory with tokenizer.json and tokenizer_config.json, or a hub id that can be reached.",
+        ) from None
     if tokenizer.eos_token_id is None:
         raise ArtifactError(
             "its tokenizer has no end-of-sequence token",
@@ -60,7 +70,10 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 def load_policy(
     source: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
 ) -> PreTrainedModel:
-    """A causal language model from a directory or hub id, dropout as its config says, in evaluation mode."""
+    """A causal language model from a directory or hub id, dropout as its config says, in evaluation mode.
+
+    Raises ArtifactError where it is not there, or not whole: a reward model has no output layer, for one.
+    """
     return _from_pretrained(AutoModelForCausalLM, source, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
@@ -71,23 +84,26 @@ def load_scalar_model(
 
     fresh_head: "reward" draws a new head from N(0, 1/(d+1)) (variance), "value" sets it to zero, both without bias
     (details of RLHF with PPO, R2 and P2); None keeps the head in the directory, which must have one.
+    Raises ArtifactError where the model is not there, not whole, or no reward model where one is needed.
     """
-    config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-    if fresh_head is None and not any("SequenceClassification" in name for name in config.architectures or []):
-        raise ArtifactError(
-            "it is no reward model: it has no scalar head",
-            where=str(source),
-            fix="Give the directory of a reward model.",
-        )
+    with _loading(source):
+        config = AutoConfig.from_pretrained(**_named(source), trust_remote_code=trust_remote_code)
+    if fresh_head is None:
+        fix = "Give the directory of a reward model."
+        if not any("SequenceClassification" in name for name in config.architectures or []):
+            raise ArtifactError("it is no reward model: it has no scalar head", where=str(source), fix=fix)
+        if config.num_labels != 1:
+            raise ArtifactError(f"its head gives {config.num_labels} numbers, not one", where=str(source), fix=fix)
     model = _from_pretrained(
         AutoModelForSequenceClassification,
         source,
+        new=() if fresh_head is None else ("score.", "classifier."),
         num_labels=1,
         pad_token_id=_pad_id(config),
         trust_remote_code=trust_remote_code,
     )
+    head = scalar_head(model)
     if fresh_head is not None:
-        head = scalar_head(model)
         with torch.no_grad():
             if fresh_head == "reward":
                 head.weight.normal_(0.0, 1.0 / math.sqrt(head.in_features + 1))
@@ -167,7 +183,7 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     state = dict(state or model.state_dict())
     if dtype is not None:
-        state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        state = _cast(state, dtype)
     model.save_pretrained(directory, state_dict=state)
     if dtype is not None:
         path = directory / "config.json"
@@ -181,13 +197,15 @@ def save_model(
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:
-    """The linear layer that turns a hidden state into the scalar."""
-    for name in ("score", "classifier"):
-        head = getattr(model, name, None)
-        if isinstance(head, nn.Linear):
-            return head
+    """The linear layer that turns a hidden state into the scalar; decoders name it `score`. Raises ArtifactError."""
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):
+        return head
+    # Encoders have a `classifier` on a pooled state; read at the last token it would give numbers without meaning.
     raise ArtifactError(
-        f"{type(model).__name__} has no linear head named score or classifier", fix="Use a decoder model."
+        f"{type(model).__name__} has no scalar head named score",
+        where=str(model.config.name_or_path),
+        fix="Use a decoder model.",
     )
 
 
@@ -222,25 +240,62 @@ class ScalarModel(nn.Module):
 
 
 def _from_pretrained(
-    auto: Any, source: str | Path, *, trust_remote_code: bool, dtype: torch.dtype = torch.float32, **more: Any
+    auto: Any,
+    source: str | Path,
+    *,
+    trust_remote_code: bool,
+    dtype: torch.dtype = torch.float32,
+    new: tuple[str, ...] = (),
+    **more: Any,
 ) -> PreTrainedModel:
-    try:
-        model = auto.from_pretrained(
-            str(source), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **more
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ArtifactError(
-            f"the model cannot be loaded: {_first_line(error)}",
-            where=str(source),
-            fix="Give a directory with config.json and complete safetensors weights, or a hub id that can be reached.",
-        ) from None
+    """new: prefixes of the weights that the source need not have."""
+    with _loading(source):
+        model, found = auto.from_pretrained(
+            **_named(source), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code,
+            output_loading_info=True, **more,
+        )  # fmt: skip
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(new)):
+        more_missing = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ArtifactError(f"the weight {missing[0]}{more_missing} is missing", where=str(source), fix=WHOLE)
     return model.eval()
 
 
+@contextlib.contextmanager
+def _loading(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = _first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than config.json says"
+        raise ArtifactError(f"the model cannot be loaded: {reason}", where=str(source), fix=WHOLE) from None
+
+
+def _named(source: str | Path) -> dict[str, str]:
+    """How from_pretrained takes a directory or a hub id, with or without @revision. ArtifactError for neither."""
+    text = str(source)
+    if Path(text).is_dir():
+        return {"pretrained_model_name_or_path": text}
+    if not HUB_ID.fullmatch(text):
+        raise ArtifactError("there is no model directory", where=text, fix=WHOLE)
+    name, _, revision = text.partition("@")
+    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tied weights stay one tensor, which is then written once."""
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            cast.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+    return {name: cast.get((tensor.data_ptr(), tensor.shape), tensor) for name, tensor in state.items()}
+
+
 def _pad_id(config: Any) -> int | None:
-    if config.pad_token_id is not None:
-        return int(config.pad_token_id)
-    end = config.eos_token_id
+    text = config.get_text_config()
+    if getattr(text, "pad_token_id", None) is not None:
+        return int(text.pad_token_id)
+    end = getattr(text, "eos_token_id", None)
     return end[0] if isinstance(end, list) else end
 
 

@@ -51,7 +51,8 @@ class Outbox:
     Points leave in batches of up to 1,000, every 2 s or as soon as a batch is full. While MLflow does not answer, all
     waits and is tried again after 1, 2, 4, 8 and then every 15 s. What MLflow refuses, what does not fit in memory
     (over 500,000 items) and what is left at the end goes to the file `unsent`, one JSON object a line, and a warning
-    names it. MLflow drops a repeated point, so a batch whose answer was lost is sent again safely.
+    names it. MLflow drops a repeated point, so a batch whose answer was lost is sent again safely, and a line of that
+    file may have arrived all the same.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:

@@ -76,14 +76,17 @@ class Progress:
         """`120/500 steps`, or `120 steps` of an unknown total."""
         return f"{self.done}{'' if self.total is None else f'/{self.total}'} {self.unit}s"
 
-    def pace(self) -> str:
-        """`3.204 steps/s, 1:58 left`, as far as it is known."""
+    def speed(self) -> str:
+        """`3.204 steps/s`, or `4.5 s/step` of slow ones; empty while it is unknown."""
         rate = self.rate()
         if rate == 0.0:
             return ""
-        speed = f"{_short(rate)} {self.unit}s/s" if rate >= 1 else f"{_short(1 / rate)} s/{self.unit}"
-        left = (self.total or 0) - self.done
-        return f"{speed}, {duration(left / rate)} left" if left > 0 else speed
+        return f"{_short(rate)} {self.unit}s/s" if rate >= 1 else f"{_short(1 / rate)} s/{self.unit}"
+
+    def left(self) -> str:
+        """`1:58 left`; empty while it is unknown, and at the end."""
+        rate, undone = self.rate(), (self.total or 0) - self.done
+        return f"{duration(undone / rate)} left" if rate > 0 and undone > 0 else ""
 
     def reading(self) -> str:
         """The figures: `train/loss 0.6931, reward/mean 1.25`."""
@@ -101,15 +104,14 @@ class _Lines(Progress):
         super().advance(n, **figures)
         if monotonic() - self._said >= SECONDS_BETWEEN_LINES and self.done != self.total:  # the end has its own line
             self._said = monotonic()
-            self._line(self.pace())
+            self._line(self.speed(), self.left())
 
     def close(self) -> None:
-        taken = f"in {duration(monotonic() - self._started)}"
-        early = "stopped early, " if self.total is not None and self.done < self.total else ""
-        pace = self.pace().partition(",")[0]
-        self._line(f"{early}{taken}{', ' + pace if pace else ''}")
+        early = "stopped early" if self.total is not None and self.done < self.total else ""
+        self._line(early, f"in {duration(monotonic() - self._started)}", self.speed())
 
-    def _line(self, aside: str) -> None:
+    def _line(self, *asides: str) -> None:
+        aside = ", ".join(part for part in asides if part)
         parts = [f"{self.description}: {self.count()}", f"({aside})" if aside else "", self.reading()]
         say(" ".join(part for part in parts if part))
 
@@ -139,7 +141,7 @@ class _Bar(Progress):
 
     def _draw(self) -> None:
         self._drawn = monotonic()
-        text = "  ".join(part for part in (self.count(), self.pace(), self.reading()) if part)
+        text = "  ".join(part for part in (self.count(), self.speed(), self.left(), self.reading()) if part)
         self._bar.update(self._task, completed=self.done, text=text)
 
 

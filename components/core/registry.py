@@ -110,7 +110,7 @@ def _defaults(node: ast.FunctionDef | ast.ClassDef) -> dict[str, Any]:
 
 
 def check_options(family: str, name: str, options: dict[str, Any]) -> None:
-    """Raises ValueError (for a configuration's validator) if the method or one of its options is unknown."""
+    """Raises ValueError (for a configuration's validator) if the method or an option is unknown, or of another kind."""
     method = next((one for one in catalogue() if (one.family, one.name) == (family, name)), None)
     if method is None:
         raise ValueError(f"unknown {family} {name!r}; allowed: {', '.join(names(family))}")
@@ -119,3 +119,9 @@ def check_options(family: str, name: str, options: dict[str, Any]) -> None:
         raise ValueError(
             f"{name} has no option {unknown[0]!r}; allowed: {', '.join(sorted(method.defaults)) or 'none'}"
         )
+    for option, value in options.items():
+        default, flag = method.defaults[option], isinstance(value, bool)
+        if isinstance(default, bool) and not flag:
+            raise ValueError(f"option {option!r} of {name} has to be true or false, got {value!r}")
+        if type(default) in (int, float) and (flag or not isinstance(value, int | float)):
+            raise ValueError(f"option {option!r} of {name} has to be a number, got {value!r}")

@@ -42,7 +42,7 @@ class VaderReward:
 
 
 class LearnedReward:
-    """A reward model: its scalar at the end token of prompt and response."""
+    """A reward model: its scalar at the end token of prompt and response. Raises ArtifactError for anything else."""
 
     def __init__(
         self,
@@ -55,11 +55,13 @@ class LearnedReward:
         import torch
 
         from tutelage.components.core.batches import Encoder
-        from tutelage.components.core.models import ScalarModel, load_scalar_model, load_tokenizer
+        from tutelage.components.core.models import ScalarModel, check_agreement, load_scalar_model, load_tokenizer
 
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = ScalarModel(load_scalar_model(directory)).to(self.device).eval()
-        self.encoder = Encoder(load_tokenizer(directory), max_tokens)
+        model, tokenizer = load_scalar_model(directory), load_tokenizer(directory)
+        check_agreement(model, tokenizer, where=str(directory))
+        self.model = ScalarModel(model).to(self.device).eval()
+        self.encoder = Encoder(tokenizer, max_tokens)
         self.micro_batch_tokens = micro_batch_tokens
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:

@@ -46,8 +46,6 @@ class Rows:
             magic = stream.peek(4)[:4]
             if magic != b"PAR1":
                 yield from self._lines(stream, gzipped=magic[:2] == b"\x1f\x8b")
-                while stream.read(_BUFFER_BYTES):  # what may follow the compressed part belongs to the digest
-                    pass
                 self.digest = f"sha256:{hashing.sha256.hexdigest()}"
                 return
         yield from self._parquet()

@@ -17,9 +17,3 @@ def read_records(store: Store, run_id: str) -> list[Record]:
     """
     records = [json.loads(store.read(key)) for key in store.list(f"runs/{run_id}") if key.endswith(".json")]
     return sorted(records, key=lambda record: str(record.get("started", "")))
-
-
-def runs(store: Store) -> list[str]:
-    """The ids of all runs with records, the one that started last at the end. Raises StoreError."""
-    started = {run_id: read_records(store, run_id) for run_id in store.children("runs")}
-    return sorted(started, key=lambda run_id: str(started[run_id][0].get("started", "")) if started[run_id] else "")

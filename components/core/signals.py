@@ -12,7 +12,7 @@ TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that ended becau
 
 @contextmanager
 def on_sigterm(act: Callable[[], object]) -> Iterator[None]:
-    """Calls `act` when SIGTERM comes while the block runs. Without effect outside the main thread, which gets signals."""
+    """Calls `act` when SIGTERM comes while the block runs. Without effect in a thread but the main one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

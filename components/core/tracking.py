@@ -9,11 +9,11 @@ import os
 import posixpath
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tutelage.components.core.errors import ArtifactError
 from tutelage.components.core.mlflow_connection import alone_with, check_tracking, connect, patiently
@@ -37,8 +37,6 @@ NON_FINITE = "tracking/non_finite"
 FINISH_SECONDS = 20.0
 LARGEST_ARTIFACT = 64 << 20
 NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 5000, 36  # MLflow's limits, in characters
-
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def open_tracker(
@@ -164,21 +162,22 @@ class Tracker:
         values = {metric_name(key): _cut(str(value), TAG_LENGTH) for key, value in tags.items()}
         self._call("tags", {"tags": values}, partial(_send_tags, self._client, self.run_id, values))
 
-    def finish_pipeline(self, status: Status) -> None:
+    def finish_pipeline(self, status: str) -> None:
         """Ends the parent run, if the runs are ours. For the pipeline's last stage, before its own `finish`."""
         if self._owned and self.parent_id:
             self._terminate(self.parent_id, status)
 
-    def finish(self, status: Status) -> Path | None:
+    def finish(self, status: str) -> Path | None:
         """Sends what is left, for 20 s at most, and ends the run if it is ours. After it nothing is logged.
 
+        status: FINISHED, FAILED or KILLED.
         Returns the file of what MLflow did not take (a warning names it), or None if it took all.
         """
         if self._owned:
             self._terminate(self.run_id, status)
         return self._outbox.close(FINISH_SECONDS)
 
-    def _terminate(self, run_id: str, status: Status) -> None:
+    def _terminate(self, run_id: str, status: str) -> None:
         send = partial(self._client.set_terminated, run_id, status, int(time.time() * 1000))
         self._call("status", {"of": run_id, "status": status}, send)
 
@@ -203,9 +202,9 @@ class NullTracker:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...
 
-    def finish_pipeline(self, status: Status) -> None: ...
+    def finish_pipeline(self, status: str) -> None: ...
 
-    def finish(self, status: Status) -> Path | None:
+    def finish(self, status: str) -> Path | None:
         return None
 
 
@@ -252,15 +251,12 @@ def _send_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> No
 
 
 def _send_dataset(client: MlflowClient, run_id: str, *, name: str, digest: str, uri: str, context: str) -> None:
-    from mlflow.data.dataset_source_registry import resolve_dataset_source
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    short = digest.removeprefix("sha256:")[:DIGEST_LENGTH]
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # of a path MLflow says that it may be a local artifact or a local artifact
-        source = resolve_dataset_source(uri)
-    dataset = MetaDataset(source, name=name, digest=short)._to_mlflow_entity()  # type: ignore[abstract]
+    # What MLflow's MetaDataset makes of a source; its source classes would import pandas and warn of plain paths.
+    scheme = urlsplit(uri).scheme
+    kind = {"": "local", "file": "local", "https": "http"}.get(scheme, scheme)
+    source = json.dumps({"url" if kind == "http" else "uri": uri})
+    dataset = Dataset(name, digest.removeprefix("sha256:")[:DIGEST_LENGTH], kind, source)
     tags = [InputTag("mlflow.data.context", context), InputTag("tutelage.digest", digest)]
     client.log_inputs(run_id, [DatasetInput(dataset, tags)])

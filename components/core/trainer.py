@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from tutelage.components.core.acceleration import make_accelerator
+from tutelage.components.core.adam import TensorFlowAdamW
 from tutelage.components.core.batches import Batch, Group, collate, micro_batches, shuffled
 from tutelage.components.core.checkpoints import Checkpoints
 from tutelage.components.core.config import TrainingConfig
@@ -64,7 +66,8 @@ class Trainer:
         self.accelerator = make_accelerator(config)
         self.world, self.rank = self.accelerator.num_processes, self.accelerator.process_index
         model.train(dropout)
-        optimizer = torch.optim.AdamW(
+        adam = torch.optim.AdamW if config.adam_style == "torch" else TensorFlowAdamW
+        optimizer = adam(
             parameters or [{"params": [one for one in model.parameters() if one.requires_grad]}],
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
@@ -72,6 +75,7 @@ class Trainer:
             weight_decay=config.weight_decay,
         )
         self.peaks = [group["lr"] for group in optimizer.param_groups]
+        size = sum(one.numel() for one in model.parameters() if one.requires_grad)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.device = self.accelerator.device
         self.updates_per_step = updates_per_step
@@ -85,7 +89,10 @@ class Trainer:
         self.checkpoints = Checkpoints(
             context, {**identity, "training": training, "seed": seed}, keep=config.keep_checkpoints
         )
-        context.log(f"seed {seed}, {self.world} process(es) on {self.device}, {self._describe_size()}")
+        context.log(
+            f"seed {seed}, {self.world} process(es) on {self.device}, {size:,} trained parameters, "
+            f"{total_steps:,} steps of {config.batch_size}, {config.precision}"
+        )
 
     # One optimizer step
 
@@ -174,18 +181,23 @@ class Trainer:
     ) -> None:
         """Trains from the newest checkpoint, or the start, to the end. `evaluate` runs after each epoch."""
         self.resume()
-        size = self.config.batch_size
-        per_epoch = math.ceil(len(groups) / size)
-        with self.context.progress(self.total_steps, description) as bar, self.stoppable():
+        per_epoch = math.ceil(len(groups) / self.config.batch_size)
+        with self.context.phase("train"), self.context.progress(self.total_steps, description) as bar, self.stoppable():
             bar.advance(self.step)
             while self.step < self.total_steps:
-                epoch, position = divmod(self.step, per_epoch)
-                order = shuffled(len(groups), seed=self.seed, epoch=epoch)
-                self.update(
-                    [groups[index] for index in order[position * size : (position + 1) * size]], loss, units=units
-                )
+                self.update([groups[index] for index in self._batch(self.step, len(groups))], loss, units=units)
                 ended = self.step == self.total_steps or self.step % per_epoch == 0
                 self.finish_step(bar, evaluate() if evaluate and ended else {})
+
+    def visited(self, groups: Sequence[Group]) -> list[Group]:
+        """The groups that `fit` comes by, each once."""
+        indices = {index for step in range(self.total_steps) for index in self._batch(step, len(groups))}
+        return [groups[index] for index in sorted(indices)]
+
+    def _batch(self, step: int, count: int) -> list[int]:
+        epoch, position = divmod(step, math.ceil(count / self.config.batch_size))
+        start = position * self.config.batch_size
+        return _epoch_order(count, self.seed, epoch)[start : start + self.config.batch_size]
 
     def finish_step(self, bar: Progress, extra: Mapping[str, float]) -> None:
         """After each step: logs it if it has `extra` figures and else every `log_every` steps, saves every
@@ -231,9 +243,8 @@ class Trainer:
         figures["speed/tokens_per_second"] = self._tokens / max(seconds, 1e-9)
         self._tokens = 0
         figures["train/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
-        if self.context.main:
-            self.history.append({"step": self.step, "seconds": round(self._seconds, 3), **figures})
-            self.context.tracker.log_metrics(figures, self.step)
+        self.history.append({"step": self.step, "seconds": round(self._seconds, 3), **figures})
+        self.context.tracker.log_metrics(figures, self.step)
         return figures
 
     def write_history(self, path: Path) -> Path:
@@ -287,18 +298,21 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def trained_state(self, prefix: str = "model.") -> dict[str, Tensor]:
-        """The weights below `prefix`, gathered where they are sharded, for the main process. Every process calls it."""
-        sharded = self.accelerator.distributed_type == DistributedType.DEEPSPEED
-        state = self.accelerator.get_state_dict(self.model) if sharded else self.unwrapped().state_dict()
-        return {name.removeprefix(prefix): tensor for name, tensor in (state or {}).items() if name.startswith(prefix)}
+        """The weights below `prefix`, gathered where they are sharded: every process calls it, the main one gets them."""
+        module = self.unwrapped()
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # Gathered weights are copies, in which tied ones no longer share memory: each is taken once.
+            once = {name for name, _ in module.named_parameters()}
+            tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
+            gathered = self.accelerator.get_state_dict(self.model) or {}
+            state = {name: tensor for name, tensor in gathered.items() if name not in tied}
+        else:
+            state = module.state_dict()
+        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
     def unwrapped(self) -> Any:
         """The trained module itself (accelerate's own unwrapping imports DeepSpeed wherever that is installed)."""
         return self.model.module if self.accelerator.distributed_type != DistributedType.NO else self.model
-
-    def _describe_size(self) -> str:
-        count = sum(one.numel() for one in self.model.parameters() if one.requires_grad)
-        return f"{count:,} parameters, {self.total_steps:,} steps of {self.config.batch_size}, {self.config.precision}"
 
 
 def planned_steps(config: TrainingConfig, examples: int) -> int:

@@ -30,18 +30,20 @@ class LengthCheck:
     def __init__(self, tokenizer: Tokenizer, spec: dict[str, Any], *, start: bool, max_tokens: int) -> None:
         self.max_tokens = max_tokens
         self._tokenizer = tokenizer
-        self._growth = _byte_growth(spec)
+        self._ascii, self._other = _growth(spec)
         self._extra = 1 + start
 
     @classmethod
-    def of_model(cls, model_uri: str, max_tokens: int, log: Callable[[str], None]) -> Self | None:
+    def of_model(
+        cls, model_uri: str, max_tokens: int, log: Callable[[str], None], *, tracking_uri: str = ""
+    ) -> Self | None:
         """Reads tokenizer.json (and whether there is a start token) beside the model. None, and a log line, without."""
         from tokenizers import Tokenizer
 
         if model_uri.startswith("models:/"):
             from tutelage.components.core.tracking import resolve_model_uri
 
-            model_uri = resolve_model_uri(model_uri)
+            model_uri = resolve_model_uri(model_uri, tracking_uri=tracking_uri)
         content = _file_of(model_uri, "tokenizer.json")
         if content is None:
             log(f"no tokenizer.json in {model_uri or 'an unnamed model'}: lengths are checked when training, not here")
@@ -69,7 +71,7 @@ class LengthCheck:
 
     def _at_most(self, text: str) -> float:
         # One more: some tokenizers put a space in front.
-        return 1 + (len(text) if text.isascii() else len(text.encode()) * self._growth[1]) * self._growth[0]
+        return 1 + (len(text) * self._ascii if text.isascii() else len(text.encode()) * self._other)
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
@@ -80,11 +82,12 @@ def _file_of(model_uri: str, name: str) -> bytes | None:
     return store.read(name) if store and store.exists(name) else None
 
 
-def _byte_growth(spec: dict[str, Any]) -> tuple[float, float]:
-    """By how much the tokenizer can make more tokens than bytes: for ASCII, and besides that for other text."""
-    before = spec.get("pre_tokenizer") or {}
-    kinds = {part.get("type") for part in [before, *before.get("pretokenizers", [])]}
-    if "ByteLevel" not in kinds:
-        return math.inf, 1
-    # Composing (NFC) leaves ASCII as it is and makes at most three bytes of one.
-    return 1, {None: 1, "NFC": 3}.get((spec.get("normalizer") or {}).get("type"), math.inf)
+def _growth(spec: dict[str, Any]) -> tuple[float, float]:
+    """How many tokens at most a byte can become, in a text of ASCII and in another; infinite where it is not known."""
+    splitter = spec.get("pre_tokenizer") or {}
+    splitters = {part.get("type") for part in [splitter, *splitter.get("pretokenizers", [])]}
+    normalizer = (spec.get("normalizer") or {}).get("type")
+    if "ByteLevel" not in splitters or normalizer not in (None, "NFC"):
+        return math.inf, math.inf
+    # Composing (NFC) leaves ASCII as it is, and a text's UTF-8 at most three times as long.
+    return 1, 1 if normalizer is None else 3

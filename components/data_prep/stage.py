@@ -80,7 +80,9 @@ def run(config: Config, context: StageContext, *, dataset: Path) -> Result:
     with Quarantine(dataset / "quarantine.jsonl") as quarantine, admission, Dataset(dataset) as files:
         intake = Intake(context, quarantine)
         try:
-            fits = LengthCheck.of_model(config.model_uri, config.max_tokens, context.log)
+            fits = LengthCheck.of_model(
+                config.model_uri, config.max_tokens, context.log, tracking_uri=context.settings.tracking_uri
+            )
             method.prepare(config, intake, files, admission, fits)
         finally:
             summary = {"format": config.format, "seed": config.seed, **intake.summary(), **files.summary()}

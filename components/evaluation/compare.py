@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Encoder, collate, micro_batches
+from tutelage.components.core.batches import Encoder, collate, drawn, micro_batches
 from tutelage.components.core.batches import Sequence as Tokens
 from tutelage.components.core.context import StageContext
 from tutelage.components.core.errors import ArtifactError, DataError
@@ -58,7 +58,9 @@ def compare(
     with context.phase("inputs"):
         inputs = {"dataset": read_manifest(dataset, kind="dataset").digest}
         inputs |= {name: read_manifest(path, kind="policy").digest for name, path in (("sft", sft), ("policy", policy))}
-        prompts = tables.load(dataset / "prompts.eval.jsonl", Prompt)[: config.prompts]
+        held_out = tables.load(dataset / "prompts.eval.jsonl", Prompt)
+        # A draw from all of them: in the file's order they come source by source.
+        prompts = drawn(held_out, config.prompts, seed=config.seed)
         if len(prompts) < 2:
             raise DataError(
                 f"{len(prompts)} held-out prompts are too few", where="prompts.eval.jsonl", fix="Hold out more records."
@@ -176,11 +178,13 @@ def _summed_logps(
 
 def _candidates(config: Config, context: StageContext, sft: Path, policy: Path) -> list[Candidate]:
     """The fine-tuned model first: it is what the others are compared with."""
+    tracking = context.settings.tracking_uri
     found = [Candidate("sft", "sft", str(sft)), Candidate(_method(policy, "policy"), "policy", str(policy))]
     if config.model_uri:
-        found.append(Candidate("base", "base", locate_model(config.model_uri, context.work / "base")))
+        source = locate_model(config.model_uri, context.work / "base", tracking_uri=tracking)
+        found.append(Candidate("base", "base", source))
     if config.champion_uri:
-        source = locate_model(config.champion_uri, context.work / "champion")
+        source = locate_model(config.champion_uri, context.work / "champion", tracking_uri=tracking)
         found.append(Candidate(f"champion ({_method(Path(source), 'unknown')})", "champion", source))
     return found
 
@@ -196,11 +200,9 @@ def _sources(config: Config, context: StageContext, reward_model: Path | None) -
     sources: dict[str, RewardSource] = {}
     if config.gold != "none":
         sources["gold"] = get("reward source", config.gold)()
-    directory = (
-        str(reward_model)
-        if reward_model
-        else config.reward_uri and locate_model(config.reward_uri, context.work / "reward")
-    )
+    directory = str(reward_model or "")
+    if config.reward_uri and not directory:
+        directory = locate_model(config.reward_uri, context.work / "reward", tracking_uri=context.settings.tracking_uri)
     if directory:
         sources["learned"] = LearnedReward(
             directory, max_tokens=config.max_tokens, micro_batch_tokens=config.micro_batch_tokens

@@ -47,6 +47,7 @@ def evaluation(
     Returns:
         The verdict: "promote" or "hold".
     """
+    from tutelage.components.core.figures import write_figures
     from tutelage.components.core.launch import launch
     from tutelage.components.core.parameters import configure
     from tutelage.components.evaluation.stage import Config
@@ -74,5 +75,5 @@ def evaluation(
         },
         outputs={"evaluation": evaluation.path, "report": report.path},
     )
-    metrics.metadata.update({name: value for name, value in result.items() if isinstance(value, int | float)})
+    metrics.metadata.update(write_figures(result, metrics.path))
     return str(result["verdict"])

@@ -26,6 +26,7 @@ class Config(StageConfig):
     micro_batch_tokens: int = Field(8192, ge=16, description="Padded tokens per forward.")
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as there are cores.")
     min_win_rate: float = Field(0.5, ge=0, le=1, description="Gate: the win rate's interval lies above it.")
+    min_gain: float = Field(0.0, description="Gate: the interval of the gain in the judge's reward lies above it.")
     max_kl: float = Field(
         20.0, gt=0, description="Gate: KL to the fine-tuned model at most that, in nats per response."
     )

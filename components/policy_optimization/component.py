@@ -33,6 +33,7 @@ def policy_optimization(
         overrides: Any other key of the stage's configuration, such as {"training": {"max_steps": 100}}.
         settings: What preflight resolved for the whole run.
     """
+    from tutelage.components.core.figures import write_figures
     from tutelage.components.core.launch import launch
     from tutelage.components.core.parameters import configure
     from tutelage.components.policy_optimization.stage import Config
@@ -49,4 +50,4 @@ def policy_optimization(
         },
         outputs={"optimized": optimized.path},
     )
-    metrics.metadata.update({name: value for name, value in result.items() if isinstance(value, int | float)})
+    metrics.metadata.update(write_figures(result, metrics.path))

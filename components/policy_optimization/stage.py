@@ -118,6 +118,11 @@ def run(
         raise ConfigError(
             f"{config.method} needs a reward model", fix="Give one, or other reward sources in online.rewards."
         )
+    if config.family == "policy loss" and config.online.value_initial == "reward_model" and reward_model is None:
+        raise ConfigError(
+            "online.value_initial is reward_model, but no reward model is given",
+            fix="Give one, or start the value model from the policy.",
+        )
     with context.phase("imports"):
         from tutelage.components.policy_optimization.online.train import train as train_online
         from tutelage.components.policy_optimization.preference.train import train as train_on_pairs

@@ -56,7 +56,7 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}")
 
 
 def check_configurations(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(stage, problem) for each stage whose configuration is wrong, and for what no stage has a configuration of."""
+    """(where, problem) for each stage whose configuration is wrong, and for what no stage has a configuration of."""
     for stage in stages_of(parameters):
         try:
             build(stage, parameters)
@@ -70,9 +70,9 @@ def check_configurations(parameters: Mapping[str, Any]) -> Iterator[tuple[str, s
             f"register_name cannot be {parameters['register_name']!r}. Use letters, digits, '.', '_' and '-'.",
         )
     if not parameters["gpu_count"].isdigit():
-        yield "pod", f"gpu_count cannot be {parameters['gpu_count']!r}. Write a whole number; 0 for none."
+        yield "gpu_count", f"gpu_count cannot be {parameters['gpu_count']!r}. Write a whole number; 0 for none."
     if not _QUANTITY.fullmatch(parameters["pod_memory"]):
-        yield "pod", f"pod_memory cannot be {parameters['pod_memory']!r}. Write a quantity such as 16Gi."
+        yield "pod_memory", f"pod_memory cannot be {parameters['pod_memory']!r}. Write a quantity such as 16Gi."
 
 
 def stages_of(parameters: Mapping[str, Any]) -> list[str]:

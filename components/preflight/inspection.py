@@ -37,8 +37,8 @@ class Inspection:
     def run(self) -> None:
         """All checks. What only has to answer is given SECONDS; content is then read for as long as that takes."""
         given = self.parameters
-        for stage, problem in check_configurations(given):
-            self.problems[f"{stage} configuration"] = problem
+        for where, problem in check_configurations(given):
+            self.problems[f"configuration of {where}"] = problem
         waiting = [
             (name, _start(check))
             for name, check in (

@@ -46,7 +46,10 @@ class Config(StageConfig):
 
 
 class Result(BaseModel):
-    """settings: as core.context.Settings; nothing in them belongs to one run. champion_uri: "" if there is none."""
+    """settings: as core.context.Settings, without the pipeline's name: the same for all that works on the same inputs.
+
+    champion_uri: "" if there is none.
+    """
 
     settings: dict[str, Any]
     champion_uri: str
@@ -64,8 +67,7 @@ def run(config: Config, context: StageContext | None = None) -> Result:
         say(line, stage="preflight")
     settings = inspection.settings
     if context is not None or "store" in inspection.problems:
-        _conclude(inspection)
-        return Result(settings=settings.model_dump(), champion_uri=inspection.champion_uri)
+        return _conclude(inspection)
     # A run that cannot start is told of where that is possible: in the store, and in MLflow.
     reachable = settings.model_copy(update={"tracking_uri": ""}) if "tracking" in inspection.problems else settings
     with open_stage("preflight", config, reachable) as (opened, record):
@@ -73,9 +75,8 @@ def run(config: Config, context: StageContext | None = None) -> Result:
         opened.tracker.set_tags(
             {"tutelage.data_digest": settings.data_digest, "tutelage.model_digest": settings.model_digest}
         )
-        _conclude(inspection)
-        record["metrics"] = {"checks": len(inspection.notes)}
-    return Result(settings=settings.model_dump(), champion_uri=inspection.champion_uri)
+        record["metrics"] = {"problems": len(inspection.problems)}
+        return _conclude(inspection)
 
 
 def places(config: Config) -> Settings:
@@ -88,10 +89,12 @@ def places(config: Config) -> Settings:
     )
 
 
-def _conclude(inspection: Inspection) -> None:
+def _conclude(inspection: Inspection) -> Result:
     problems = list(inspection.problems.values())
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
         numbered = "".join(f"\n  {number}. {problem}" for number, problem in enumerate(problems, 1))
         raise ConfigError(f"{len(problems)} things are in the way of this run:{numbered}")
+    settings = inspection.settings.model_copy(update={"pipeline": ""})
+    return Result(settings=settings.model_dump(), champion_uri=inspection.champion_uri)

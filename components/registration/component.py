@@ -12,6 +12,7 @@ def registration(
     evaluation: dsl.Input[dsl.Artifact],
     report: dsl.Input[dsl.HTML],
     name: str,
+    pipeline: str = "",
     settings: dict = {},
 ) -> NamedTuple("Outputs", [("model_uri", str), ("version", str)]):  # type: ignore[valid-type]
     """Registration: publishes a promoted policy to the store and registers it, by reference, as a version of the model.
@@ -21,6 +22,7 @@ def registration(
         evaluation: The evaluation that let it pass.
         report: The evaluation's report, kept with the registered version.
         name: Name of the registered model.
+        pipeline: Name of the pipeline, kept with the registered version.
         settings: What preflight resolved for the whole run.
 
     Returns:
@@ -31,5 +33,5 @@ def registration(
     from tutelage.components.registration.stage import Config
 
     inputs = {"policy": policy.path, "evaluation": evaluation.path, "report": report.path}
-    result = launch("registration", Config(name=name), settings, inputs=inputs)
+    result = launch("registration", Config(name=name, pipeline=pipeline), settings, inputs=inputs)
     return result["model_uri"], result["version"]

@@ -20,9 +20,10 @@ CHALLENGER = "challenger"
 
 
 class Config(StageConfig):
-    """name: of the registered model."""
+    """name: of the registered model. pipeline: of what made the policy."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]{0,200}$")
+    pipeline: str = ""
 
 
 class Result(BaseModel):
@@ -50,22 +51,22 @@ def run(config: Config, context: StageContext, *, policy: Path, evaluation: Path
         context.log(f"published at {model_uri}; not registered: no MLflow server is named")
         return Result(model_uri=model_uri, version="", champion=False)
     with context.phase("tracking"):
-        version, champion = _register(config.name, context, model_uri, manifest, judged)
+        version, champion = _register(config, context, model_uri, manifest, judged)
     context.log(f"version {version} of model {config.name!r} at {model_uri}{', the champion now' if champion else ''}")
     return Result(model_uri=model_uri, version=version, champion=champion)
 
 
 def _register(
-    name: str, context: StageContext, model_uri: str, manifest: Manifest, judged: dict[str, Any]
+    config: Config, context: StageContext, model_uri: str, manifest: Manifest, judged: dict[str, Any]
 ) -> tuple[str, bool]:
     """The version, and whether it became the champion."""
     from tutelage.components.core.model_registry import CHAMPION, DIGEST_TAG, champion_of, register_model, set_alias
 
-    uri = context.settings.tracking_uri
+    name, uri = config.name, context.settings.tracking_uri
     tags = {
         DIGEST_TAG: manifest.digest,
         "tutelage.run_id": context.run_id,
-        "tutelage.pipeline": context.settings.pipeline,
+        "tutelage.pipeline": config.pipeline,
         "tutelage.data_digest": context.settings.data_digest,
         "tutelage.model_digest": context.settings.model_digest,
         **{f"tutelage.{key}": text for key, text in headline(judged).items()},

@@ -29,6 +29,7 @@ def reward_model(
         overrides: Any other key of the stage's configuration, such as {"training": {"epochs": 2}}.
         settings: What preflight resolved for the whole run.
     """
+    from tutelage.components.core.figures import write_figures
     from tutelage.components.core.launch import launch
     from tutelage.components.core.parameters import configure
     from tutelage.components.reward_model.stage import Config
@@ -41,4 +42,4 @@ def reward_model(
         inputs={"dataset": dataset.path, "policy": policy.path},
         outputs={"reward_model": reward_model.path},
     )
-    metrics.metadata.update({name: value for name, value in result.items() if isinstance(value, int | float)})
+    metrics.metadata.update(write_figures(result, metrics.path))

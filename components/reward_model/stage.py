@@ -30,13 +30,16 @@ class Config(StageConfig):
 
 
 class Result(BaseModel):
-    """Losses are means per pair. Accuracy is the share of held-out pairs whose chosen response scores higher."""
+    """Losses are means per pair. Accuracy is the share of held-out pairs whose chosen response scores higher.
+
+    Of nothing held out there is neither.
+    """
 
     steps: int
     pairs: int
     train_loss: float
-    eval_loss: float
-    eval_accuracy: float
+    eval_loss: float | None
+    eval_accuracy: float | None
 
 
 def run(config: Config, context: StageContext, *, dataset: Path, policy: Path, reward_model: Path) -> Result:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Batch, Encoder, Group, collate, micro_batches
+from tutelage.components.core.batches import Batch, Encoder, Group, collate, drawn, micro_batches
 from tutelage.components.core.context import StageContext
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.model_source import check_model_directory
@@ -27,16 +27,17 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
     with context.phase("inputs"):
         data = read_manifest(dataset, kind="dataset")
         check_model_directory(policy)
+        inputs = {"dataset": data.digest, "policy": read_manifest(policy, kind="policy", verify=False).digest}
         torch.manual_seed(config.seed)
         tokenizer = load_tokenizer(policy, trust_remote_code=config.trust_remote_code)
         model = load_scalar_model(policy, fresh_head="reward", trust_remote_code=config.trust_remote_code)
         check_agreement(model, tokenizer, where=str(policy))
         encoder = Encoder(tokenizer, config.max_tokens)
         pairs = {split: tables.load(dataset / f"pairs.{split}.jsonl", Pair) for split in ("train", "eval")}
+        pairs["eval"] = drawn(pairs["eval"], config.training.eval_examples)
         groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
     context.log(f"{len(groups['train']):,} pairs to learn from, {len(groups.get('eval', [])):,} held out")
 
-    inputs = {"dataset": data.digest, "policy": read_manifest(policy, verify=False).digest}
     steps = planned_steps(config.training, len(groups["train"]))
     trainer = Trainer(
         ScalarModel(model), config.training, context,
@@ -44,13 +45,17 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         identity={"config": config.model_dump(mode="json", exclude={"training", "seed"}), **inputs},
     )  # fmt: skip
     objective = functools.partial(get("reward-model objective", config.objective), **config.options)
-    loss = functools.partial(pair_loss, objective, {pair.id: pair.weight for some in pairs.values() for pair in some})
+    # By split: the two may use the same ids.
+    losses = {
+        split: functools.partial(pair_loss, objective, {pair.id: pair.weight for pair in some})
+        for split, some in pairs.items()
+    }
     held_out = groups.get("eval")
 
     def evaluate() -> dict[str, float]:
-        return trainer.evaluate(held_out, loss) if held_out else {}
+        return trainer.evaluate(held_out, losses["eval"]) if held_out else {}
 
-    trainer.fit(groups["train"], loss, evaluate=evaluate)
+    trainer.fit(groups["train"], losses["train"], evaluate=evaluate)
 
     with context.phase("outputs"):
         state = trainer.trained_state()
@@ -67,13 +72,14 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
                 files=(trainer.write_history(context.work / "metrics.jsonl"),),
             )  # fmt: skip
     last = {name: value for row in trainer.history for name, value in row.items()}
-    accuracy = last.get("eval/accuracy", float("nan"))
-    context.log(f"wrote the reward model to {reward_model}: held-out pair accuracy {accuracy:.3f}")
+    accuracy = last.get("eval/accuracy")
+    held = "" if accuracy is None else f": held-out pair accuracy {accuracy:.3f}"
+    context.log(f"wrote the reward model to {reward_model}{held}")
     return Result(
         steps=steps,
         pairs=len(groups["train"]),
         train_loss=last["train/loss"],
-        eval_loss=last.get("eval/loss", float("nan")),
+        eval_loss=last.get("eval/loss"),
         eval_accuracy=accuracy,
     )
 
@@ -92,7 +98,7 @@ def pair_loss(
 def _reward_moments(trainer: Trainer, groups: Sequence[Group]) -> tuple[float, float]:
     """Mean and std of the rewards of both members of the pairs."""
     found = []
-    with torch.no_grad(), trainer.accelerator.autocast():
+    with torch.no_grad(), trainer.autocast():
         for indices, _ in micro_batches(groups, tokens=trainer.config.micro_batch_tokens):
             batch = collate([groups[index] for index in indices], trainer.pad).to(trainer.device)
             values = trainer.model(batch.input_ids)

@@ -29,10 +29,11 @@ def sft(
         overrides: Any other key of the stage's configuration, such as {"training": {"batch_size": 32}}.
         settings: What preflight resolved for the whole run.
     """
+    from tutelage.components.core.figures import write_figures
     from tutelage.components.core.launch import launch
     from tutelage.components.core.parameters import configure
     from tutelage.components.sft.stage import Config
 
     config = configure(Config, overrides, model_uri=model_uri, epochs=epochs, learning_rate=learning_rate, seed=seed)
     result = launch("sft", config, settings, inputs={"dataset": dataset.path}, outputs={"policy": policy.path})
-    metrics.metadata.update({name: value for name, value in result.items() if isinstance(value, int | float)})
+    metrics.metadata.update(write_figures(result, metrics.path))

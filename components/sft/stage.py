@@ -34,11 +34,11 @@ class Config(StageConfig):
 
 
 class Result(BaseModel):
-    """steps: optimizer steps. Losses are nats per response token, at the end of training."""
+    """steps: optimizer steps. Losses are nats per response token at the end of training, or None without data."""
 
     steps: int
     train_loss: float
-    eval_loss: float
+    eval_loss: float | None
     demonstrations: int
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Batch, Encoder, Group, response_tokens
+from tutelage.components.core.batches import Batch, Encoder, Group, drawn, response_tokens
 from tutelage.components.core.context import StageContext
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.model_source import locate_model
@@ -24,6 +24,7 @@ from tutelage.components.core.models import (
 )
 from tutelage.components.core.records import Demo
 from tutelage.components.core.scores import Policy
+from tutelage.components.core.store import digest_of
 from tutelage.components.core.trainer import Metrics, Trainer, planned_steps
 from tutelage.components.sft.stage import Config, Result
 
@@ -32,8 +33,9 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
     with context.phase("inputs"):
         data = read_manifest(dataset, kind="dataset")
         demos = {split: tables.load(dataset / f"demos.{split}.jsonl", Demo) for split in ("train", "eval")}
+        demos["eval"] = drawn(demos["eval"], config.training.eval_examples)
         torch.manual_seed(config.seed)
-        model, tokenizer = _model(config, context, demos["train"])
+        model, tokenizer, origin = _model(config, context, demos["train"])
         encoder = Encoder(tokenizer, config.max_tokens)
         groups = {split: _encode(some, encoder, config, context) for split, some in demos.items() if some}
     context.log(f"{len(groups['train']):,} demonstrations to learn from, {len(groups.get('eval', [])):,} held out")
@@ -42,7 +44,7 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
     identity = {
         "config": config.model_dump(mode="json", exclude={"training", "seed"}),
         "dataset": data.digest,
-        "model": context.settings.model_digest,
+        "model": origin,
     }
     trainer = Trainer(
         Policy(model), config.training, context,
@@ -66,13 +68,11 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
                 dtype=torch.bfloat16 if config.weights == "bfloat16" else None,
             )  # fmt: skip
     last = {name: value for row in trainer.history for name, value in row.items()}
-    held_out_loss = last.get("eval/loss", float("nan"))
-    context.log(f"wrote the policy to {policy}: train loss {last['train/loss']:.3f}, held-out loss {held_out_loss:.3f}")
+    held_out_loss = last.get("eval/loss")
+    held = "" if held_out_loss is None else f", held-out loss {held_out_loss:.3f}"
+    context.log(f"wrote the policy to {policy}: train loss {last['train/loss']:.3f}{held}")
     return Result(
-        steps=steps,
-        train_loss=last["train/loss"],
-        eval_loss=held_out_loss,
-        demonstrations=len(groups["train"]),
+        steps=steps, train_loss=last["train/loss"], eval_loss=held_out_loss, demonstrations=len(groups["train"])
     )
 
 
@@ -89,14 +89,16 @@ def _encode(demos: Iterable[Demo], encoder: Encoder, config: Config, context: St
 
 def _model(
     config: Config, context: StageContext, demos: Sequence[Demo]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model to train, its tokenizer and the digest of both, "" for a model from nothing."""
     if config.architecture is None:
-        source = locate_model(config.model_uri, context.work / "model")
+        source = locate_model(config.model_uri, context.work / "model", tracking_uri=context.settings.tracking_uri)
         tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
         model = load_policy(source, trust_remote_code=config.trust_remote_code)
         check_agreement(model, tokenizer, where=config.model_uri)
         context.log(f"base model {config.model_uri}")
-        return model, tokenizer
+        known = context.settings.model_digest
+        return model, tokenizer, known or (digest_of(source) if Path(source).is_dir() else source)
     tokenizer = train_tokenizer((demo.response for demo in demos), config.architecture.vocabulary)
     context.log(f"a model from nothing: {config.architecture.model_dump_json()}")
-    return build_policy(config.architecture, tokenizer), tokenizer
+    return build_policy(config.architecture, tokenizer), tokenizer, ""

@@ -1,4 +1,4 @@
-"""Both pipelines, as processes on this machine: on local directories, and with everything but Kubeflow's artifacts on S3."""
+"""Both pipelines, as processes on this machine: on local directories, and with data, checkpoints and models on S3."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def local_runs(ratings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[LocalRun, Path]]:
-    """rlhf, then preference in the same directory, which finds a champion there and takes data and SFT from the cache."""
+    """rlhf, then preference in the same directory: it finds a champion there, and data and SFT in the cache."""
     output = tmp_path_factory.mktemp("local")
     given = {**PARAMETERS, "data_uri": str(ratings)}
     return {
@@ -90,7 +90,9 @@ def test_data_checkpoints_models_and_tracking_artifacts_on_s3(
     assert any(key.startswith("tutelage/models/tutelage/") and key.endswith("model.safetensors") for key in keys)
     assert any(key.startswith("mlflow/") and "report" in key for key in keys)
     assert not any("checkpoints/" in key for key in keys)
-    assert not any(tmp_path.joinpath("store").rglob("*.safetensors")), "nothing of the model is left on the local disk's store"
+    assert not any(tmp_path.joinpath("store").rglob("*.safetensors")), (
+        "nothing of the model is left on the local disk's store"
+    )
     printed = run.log.read_text()
     assert "testing-secret" not in printed
 

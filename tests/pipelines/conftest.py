@@ -20,11 +20,15 @@ def look(text: str, options: dict) -> NamedTuple("Outputs", [("settings", dict),
 
 
 @dsl.component(base_image="tutelage/light:test", install_kfp_package=False)
-def train(model: dsl.Output[dsl.Model], settings: dict, seed: int, seconds: float) -> None:
+def train(
+    model: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics], settings: dict, seed: int, seconds: float
+) -> None:
     import json
     import os
     import time
     from pathlib import Path
+
+    from tutelage.components.core.figures import write_figures
 
     folder = Path(model.path)
     folder.mkdir()
@@ -37,6 +41,7 @@ def train(model: dsl.Output[dsl.Model], settings: dict, seed: int, seconds: floa
     except KeyboardInterrupt:
         (folder / "interrupted").touch()
         raise
+    metrics.metadata.update(write_figures({"steps": 3, "loss": 0.5, "name": "x"}, metrics.path))
 
 
 @dsl.component(base_image="tutelage/light:test", install_kfp_package=False)

@@ -12,18 +12,17 @@ import pytest
 import yaml
 from kfp import compiler, dsl
 
+import tutelage.pipelines
 from tutelage.components.core.images import LIGHT_IMAGE, TRAIN_IMAGE
 from tutelage.components.core.registry import names
 from tutelage.components.preflight.configurations import STAGES
-from tutelage.pipelines import preference as preference_module
-from tutelage.pipelines import rlhf as rlhf_module
 from tutelage.pipelines.choices import offer
-from tutelage.pipelines.definition import PIPELINES, compile_pipeline, load_pipeline
+from tutelage.pipelines.definition import PIPELINES, compile_pipeline
 from tutelage.pipelines.placement import SECRET_KEYS
 
 Definition = dict[str, Any]
 
-ROOT = Path(rlhf_module.__file__).resolve().parent
+ROOT = Path(tutelage.pipelines.__file__).resolve().parent
 PREFIXES = ("data_", "model_", "sft_", "reward_", "policy_", "eval_", "gate_", "register_", "run_", "gpu_", "pod_")
 TRAINED = {"rlhf": {"sft", "reward-model", "policy-optimization", "evaluation"}}
 TRAINED["preference"] = TRAINED["rlhf"] - {"reward-model"}
@@ -362,7 +361,7 @@ class TestPlaces:
         for stage in LIGHT:
             assert not {"nodeSelector", "tolerations"} & set(platform[f"exec-{stage}"])
 
-    def test_credentials_by_reference_only(self, spec: Definition, platform: Definition) -> None:
+    def test_credentials_by_reference_only(self, spec: Definition, platform: Definition, name: str) -> None:
         for executor, pod in platform.items():
             (secret,) = pod["secretAsEnv"]
             channel = "pod_secret" if executor == "exec-finalize" else "pipelinechannel--pod_secret"
@@ -372,7 +371,7 @@ class TestPlaces:
                 key: key for key in SECRET_KEYS
             }
         for stage in stages_of(spec):
-            assert "env" not in container(spec, stage)
+            assert container(spec, stage)["env"] == [{"name": "TUTELAGE_PIPELINE", "value": name}]
 
     def test_every_pod_knows_its_run(self, platform: Definition) -> None:
         expected = [{"name": "TUTELAGE_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
@@ -395,9 +394,21 @@ def test_the_kfp_command_compiles_the_same(name: str, documents: list[Definition
     assert list(yaml.safe_load_all(path.read_text())) == documents
 
 
-def test_pipelines_are_modules_of_the_package() -> None:
-    assert load_pipeline("rlhf") is rlhf_module.rlhf
-    assert load_pipeline("preference") is preference_module.preference
+@pytest.mark.parametrize(
+    "first", ["", "import tutelage.pipelines.rlhf", "from tutelage.pipelines.rlhf import rlhf as x"]
+)
+def test_the_package_gives_the_pipelines_whatever_was_imported_first(first: str) -> None:
+    code = f"""{first}
+import sys, tutelage.pipelines
+assert {bool(first)} or "kfp" not in sys.modules
+from tutelage.pipelines import preference, rlhf
+import tutelage.pipelines.preference
+from tutelage.pipelines.rlhf import rlhf as same
+from tutelage.pipelines.definition import load_pipeline
+assert rlhf is same is load_pipeline("rlhf") and preference is load_pipeline("preference")
+assert (rlhf.name, tutelage.pipelines.preference.name) == ("rlhf", "preference")
+"""
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
 
 
 def test_an_unknown_pipeline_or_a_wrong_file_name_is_refused(tmp_path: Path) -> None:

@@ -99,7 +99,29 @@ def test_stages_are_told_and_the_executors_noise_is_not() -> None:
     ]  # fmt: skip
     assert ("text", "14:00:01 policy_optimization: 10/100 steps") in shown
     assert not any("KFP" in text or "inputs" in text for _, text in shown)
-    assert (log.failed, log.error, log.cached) == ("policy-optimization", "KeyError: 'x'", ["look"])
+    assert (log.failed, log.error, log.cached) == ("policy-optimization", "KeyError: 'x'", {"look": "abc"})
+
+
+def shown_of(*lines: str) -> list[str]:
+    started, ended = "1:0 - INFO - Executing task 'sft'", "1:0 - ERROR - Task 'sft' finished with status FAILURE"
+    _, shown = told([started, *[f"    {line}" for line in lines], ended])
+    return [text for kind, text in shown if kind == "text"]
+
+
+def test_the_way_to_an_error_of_ours_through_the_code_is_left_out() -> None:
+    assert shown_of(*TRACEBACK, "bye") == ["loading", "no rows (in data.jsonl). Write some.", "bye"]
+
+
+def test_so_is_the_exception_that_it_follows_from() -> None:
+    cause = [START, '  File "socket.py"', "TimeoutError"]
+    link = "The above exception was the direct cause of the following exception:"
+    assert shown_of(*cause, "", link, "", *TRACEBACK[1:]) == ["no rows (in data.jsonl). Write some."]
+
+
+def test_the_traceback_of_another_exception_is_shown_whole() -> None:
+    lines = [START, '  File "a.py", line 1', "    x = 1 / 0", "ZeroDivisionError: division by zero"]
+    assert shown_of(*lines) == lines
+    assert shown_of(*lines, "bye") == [*lines, "bye"]
 
 
 def test_the_first_failure_is_the_one_that_counts() -> None:

@@ -38,11 +38,11 @@ def test_no_records_are_no_trouble() -> None:
     render(timings([]))
 
 
-@pytest.mark.parametrize("line", [["sft", "0.5", "2.0", "1.0", "14.0", "1.5", "1.0", "20.0", "6.0 (30%)"],
-                                  ["between stages", "6.0"], ["run", "15.0", "30.0", "15.0 (50%)"]])  # fmt: skip
+@pytest.mark.parametrize("line", [["sft", "0.5", "2.0", "1.0", "14.0", "1.5", "1.0", "20.0", "30%"],
+                                  ["between stages", "6.0"], ["run", "15.0", "30.0", "50%"]])  # fmt: skip
 def test_the_table_has_a_line_for_each(line: list[str]) -> None:
-    console = Console(width=140)
+    console = Console(width=80)
     with console.capture() as capture:
         console.print(render(timings(RECORDS, wall=30.0)))
-    shown = next(each for each in capture.get().splitlines() if f" {line[0]} " in each)
+    shown = next(each for each in capture.get().splitlines() if each.startswith(line[0]))
     assert [cell for cell in line if cell not in shown] == []

@@ -1,13 +1,14 @@
 """The online loop: roll out, score, estimate advantages, update.
 
 Where it departs from the details of RLHF with PPO (Huang et al. 2023): a response ends at its end token, not at a fixed
-length; and Adam's epsilon is PyTorch's.
+length; and Adam's epsilon is PyTorch's, unless training.adam_style says otherwise.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class OnlineLoop:
         trainer = self.trainer
         mine = [self.prompts[index] for index in chosen[trainer.rank :: trainer.world]]
         seed = (self.config.seed * 1_000_003 + step) * 1_009 + trainer.rank
-        with trainer.accelerator.autocast():
+        with trainer.autocast():
             return roll_out(trainer.unwrapped().policy.model, self.encoder, mine, self.online, seed=seed)
 
     def assess(self, rollouts: list[Rollout]) -> list[Rollout]:
@@ -119,7 +120,7 @@ class OnlineLoop:
             "pad": trainer.pad,
             "device": trainer.device,
         }
-        with trainer.accelerator.autocast():
+        with trainer.autocast():
             measure(rollouts, trainer.unwrapped(), temperature=self.temperature, **sizes)
             reference = frozen_logps(
                 self.reference, [one.group for one in rollouts], temperature=self.temperature, **sizes
@@ -164,12 +165,12 @@ class OnlineLoop:
         return {name: float(value) for name, value in figures.items()}
 
     def update(self, rollouts: list[Rollout], step: int) -> None:
-        """`update_epochs` passes over the rollouts, freshly shuffled each, in mini-batches of equal size."""
-        size = -(-len(rollouts) // self.minibatches)
+        """`update_epochs` passes over the rollouts, freshly shuffled each, in mini-batches of nearly equal size."""
+        borders = [number * len(rollouts) // self.minibatches for number in range(self.minibatches + 1)]
         for epoch in range(self.online.update_epochs):
             order = shuffled(len(rollouts), seed=self.config.seed, epoch=step * self.online.update_epochs + epoch)
-            for start in range(0, len(rollouts), size):
-                minibatch = [rollouts[index] for index in order[start : start + size]]
+            for start, end in pairwise(borders):
+                minibatch = [rollouts[index] for index in order[start:end]]
                 advantages = table(minibatch, "advantages")
                 if self.online.whiten_advantages:
                     advantages = whiten(advantages, response_mask(minibatch))

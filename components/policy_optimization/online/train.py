@@ -27,10 +27,11 @@ def train(
     config: Config, context: StageContext, *, dataset: Path, policy: Path, reward_model: Path | None, optimized: Path
 ) -> Result:
     with context.phase("inputs"):
-        inputs = {"dataset": read_manifest(dataset, kind="dataset").digest, "policy": read_manifest(policy).digest}
+        inputs = {"dataset": read_manifest(dataset, kind="dataset").digest}
         if reward_model is not None:
             inputs["reward_model"] = read_manifest(reward_model, kind="reward_model").digest
         model, tokenizer = load(config, policy)
+        inputs["policy"] = read_manifest(policy, verify=False).digest
         torch.manual_seed(config.seed)
         actor_critic = ActorCritic(Policy(model), ScalarModel(_critic(config, policy, reward_model)))
         encoder = Encoder(tokenizer, config.max_tokens)

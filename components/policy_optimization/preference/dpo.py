@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from tutelage.components.core.errors import ConfigError
 from tutelage.components.core.registry import register
 from tutelage.components.core.scores import SequenceScores
 
@@ -26,7 +27,9 @@ def dpo(
 
     chosen, rejected: scores of [B,T]. label_smoothing e: the share of labels believed flipped. reference_free: the
     reference's log-probs count as zero. Returns losses [B] and metrics [B]: implicit rewards beta a and their order.
+    Raises ConfigError for e outside [0, 1/2).
     """
+    _check_smoothing(label_smoothing)
     chosen_rewards, rejected_rewards = implicit_rewards(chosen, rejected, beta, reference_free)
     margin = chosen_rewards - rejected_rewards
     losses = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
@@ -39,8 +42,9 @@ def robust(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L = [-(1-e) log sigma(beta h) + e log sigma(-beta h)] / (1-2e): unbiased where labels flip with rate e < 1/2.
 
-    chosen, rejected: scores of [B,T]. Returns losses [B] and metrics [B].
+    chosen, rejected: scores of [B,T]. Returns losses [B] and metrics [B]. Raises ConfigError for e outside [0, 1/2).
     """
+    _check_smoothing(label_smoothing)
     chosen_rewards, rejected_rewards = implicit_rewards(chosen, rejected, beta, reference_free=False)
     margin = chosen_rewards - rejected_rewards
     losses = -(1 - label_smoothing) * F.logsigmoid(margin) + label_smoothing * F.logsigmoid(-margin)
@@ -54,6 +58,14 @@ def implicit_rewards(
     if reference_free:
         return beta * chosen.policy, beta * rejected.policy
     return beta * chosen.log_ratio, beta * rejected.log_ratio
+
+
+def _check_smoothing(label_smoothing: float) -> None:
+    # With half of the labels flipped nothing can be learned, and the robust loss divides by zero.
+    if not 0 <= label_smoothing < 0.5:
+        raise ConfigError(
+            f"label_smoothing cannot be {label_smoothing}", fix="Give the share of flipped labels, from 0 to below 0.5."
+        )
 
 
 def _metrics(chosen_rewards: Tensor, rejected_rewards: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Batch, Encoder, align
+from tutelage.components.core.batches import Batch, Encoder, align, drawn
 from tutelage.components.core.context import StageContext
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.models import save_model
@@ -20,7 +20,7 @@ from tutelage.components.core.records import Pair
 from tutelage.components.core.registry import get
 from tutelage.components.core.scores import Policy, SequenceScores
 from tutelage.components.core.trainer import Metrics, Trainer, planned_steps
-from tutelage.components.policy_optimization.models import frozen_logps, load
+from tutelage.components.policy_optimization.models import load, reference_logps
 from tutelage.components.policy_optimization.stage import Config, Result
 
 Objective = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -33,6 +33,7 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         model, tokenizer = load(config, policy)
         encoder = Encoder(tokenizer, config.max_tokens)
         pairs = {split: tables.load(dataset / f"pairs.{split}.jsonl", Pair) for split in ("train", "eval")}
+        pairs["eval"] = drawn(pairs["eval"], config.training.eval_examples)
         groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
     context.log(f"{config.method} on {len(groups['train']):,} pairs, {len(groups.get('eval', [])):,} held out")
 
@@ -46,24 +47,27 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
     )  # fmt: skip
     with context.phase("reference"):
         context.log("log-probs of the reference")
-        reference = frozen_logps(
-            reference_model.to(trainer.device), [group for some in groups.values() for group in some],
-            tokens=config.training.micro_batch_tokens, pad=trainer.pad, device=trainer.device,
-        )  # fmt: skip
+        reference_model = reference_model.to(trainer.device)
+        # By split: the two may use the same ids.
+        needed = {"train": trainer.visited(groups["train"]), "eval": groups.get("eval", [])}
+        references = {split: reference_logps(trainer, reference_model, some) for split, some in needed.items()}
         del reference_model
 
     function = get("pair objective", config.method)
     options = (
         {"beta": config.beta, **config.options} if "beta" in inspect.signature(function).parameters else config.options
     )
-    weights = {pair.id: pair.weight for some in pairs.values() for pair in some}
-    loss = functools.partial(pair_loss, functools.partial(function, **options), reference, weights)
+    objective = functools.partial(function, **options)
+    losses = {
+        split: functools.partial(pair_loss, objective, reference, {pair.id: pair.weight for pair in pairs[split]})
+        for split, reference in references.items()
+    }
     held_out = groups.get("eval")
 
     def evaluate() -> dict[str, float]:
-        return trainer.evaluate(held_out, loss) if held_out else {}
+        return trainer.evaluate(held_out, losses["eval"]) if held_out else {}
 
-    trainer.fit(groups["train"], loss, evaluate=evaluate, description=config.method)
+    trainer.fit(groups["train"], losses["train"], evaluate=evaluate, description=config.method)
 
     with context.phase("outputs"):
         state = trainer.trained_state()

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 
 from tutelage.components.core import outbox, tracking
 from tutelage.components.core.errors import ConfigError, TrackingError
+from tutelage.components.core.mlflow_connection import connect
 from tutelage.components.core.tracking import (
     Tracker,
     champion_of,
@@ -87,6 +88,7 @@ def nobodys_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
+    connect(f"sqlite:///{server.folder}/server.db")  # faster than the server's own way of making its tables
     server.start()
     yield server
     server.kill()

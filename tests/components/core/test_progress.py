@@ -97,6 +97,14 @@ def test_figures_are_short(value: object, text: str, clock: Clock, capsys: pytes
     assert lines(capsys) == [f"x: 1/1 steps (in 0:00) figure {text}"]
 
 
+def test_a_fast_rate_is_whole(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(100_001, "x", unit="token") as bar:
+        bar.advance(1)
+        clock.now += 2.0
+        bar.advance(100_000)
+    assert lines(capsys) == ["x: 100001/100001 tokens (in 0:02, 50,000 tokens/s)"]
+
+
 def test_nothing_done_is_said_without_a_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with progress(0, "empty"):
         pass

@@ -47,6 +47,7 @@ def write(path: Path, content: bytes) -> str:
         pytest.param(b"\n  \n" + ONE + b"\n\r\n\t\n" + TWO + b"\n\n", id="blank lines"),
         pytest.param(gzip.compress(ONE + b"\n" + TWO + b"\n"), id="gzip"),
         pytest.param(gzip.compress(ONE + b"\n") + gzip.compress(TWO), id="gzip of two members"),
+        pytest.param(gzip.compress(ONE + b"\n" + TWO) + bytes(3000), id="gzip filled up with zeros"),
         pytest.param(gzip.compress(codecs.BOM_UTF8 + ONE + b"\r\n" + TWO), id="gzip with byte order mark"),
     ],
 )

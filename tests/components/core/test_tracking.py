@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.data import get_source
 from mlflow.utils.validation import _validate_metric_name
 
 from tutelage.components.core import outbox
@@ -256,10 +256,10 @@ def test_datasets_are_inputs_by_digest(tracker: Open, database: str, tmp_path: P
     preferences, prompts = sorted(inputs.dataset_inputs, key=lambda each: each.dataset.name)
     assert preferences.dataset.name == "preferences"
     assert preferences.dataset.digest == "0123456789abcdef0123456789abcdef0123"
-    assert json.loads(preferences.dataset.source) == {"uri": "s3://bucket/data/preferences.jsonl"}
+    assert get_source(preferences.dataset).to_dict()["uri"] == "s3://bucket/data/preferences.jsonl"
     tags = {tag.key: tag.value for tag in preferences.tags}
     assert tags == {"mlflow.data.context": "training", "tutelage.digest": digest}
-    assert json.loads(prompts.dataset.source) == {"uri": str(tmp_path)}
+    assert get_source(prompts.dataset).load() == str(tmp_path)
     assert {tag.key: tag.value for tag in prompts.tags}["mlflow.data.context"] == "evaluation"
 
 
