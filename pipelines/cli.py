@@ -60,8 +60,8 @@ def run(
     """Run a pipeline on this machine."""
     from tutelage.pipelines.local import require_runner, run_local
 
-    require_runner(runner)
-    result = run_local(pipeline, _parameters(params, p), output_dir, runner, show=_narrator())
+    where = require_runner(runner)
+    result = run_local(pipeline, _parameters(params, p), output_dir, where, show=_narrator())
     if timings:
         _show_timings(result)
     _conclude(pipeline, result, output_dir)

@@ -272,11 +272,11 @@ def _require_outputs(run: LocalRun, definition: Mapping[str, Any]) -> None:
             return
 
 
-def require_runner(runner: str) -> None:
-    """Raises ConfigError if `runner` is unknown, or needs a package or an engine that is not there."""
-    if runner not in ("subprocess", "docker"):
-        raise ConfigError(f"unknown runner {runner!r}", where="--runner", fix="Take subprocess or docker.")
-    if runner == "docker":
+def require_runner(name: str) -> Runner:
+    """The runner of that name. Raises ConfigError if it is unknown, or if its package or its engine is not there."""
+    if name == "subprocess":
+        return "subprocess"
+    if name == "docker":
         try:
             import docker
 
@@ -288,3 +288,5 @@ def require_runner(runner: str) -> None:
         except docker.errors.DockerException as error:
             what = f"the docker engine does not answer: {str(error).splitlines()[0]}"
             raise ConfigError(what, where="--runner", fix="Start it, or set DOCKER_HOST.") from None
+        return "docker"
+    raise ConfigError(f"unknown runner {name!r}", where="--runner", fix="Take subprocess or docker.")

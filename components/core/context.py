@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 RUN_ID_VARIABLE = "TUTELAGE_RUN_ID"
+PIPELINE_VARIABLE = "TUTELAGE_PIPELINE"
 BORN_VARIABLE = "TUTELAGE_STAGE_BORN"
 STORE_VARIABLE = "TUTELAGE_STORE_URI"
 OVERHEAD_PHASES = ("start", "tracking", "imports", "inputs", "outputs")
@@ -43,6 +44,7 @@ class Settings(StageConfig):
     store_uri: str = ""
     tracking_uri: str = ""
     data_digest: str = ""
+    more_data_digest: str = ""
     model_digest: str = ""
 
 
@@ -121,7 +123,7 @@ def open_stage(
             with context.phase("tracking"):
                 context.tracker = open_tracker(
                     name,
-                    pipeline=settings.pipeline or name,
+                    pipeline=settings.pipeline or os.environ.get(PIPELINE_VARIABLE) or name,
                     run_id=context.run_id,
                     experiment=settings.experiment,
                     tracking_uri=settings.tracking_uri,

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from tutelage.components.core import errors
 from tutelage.components.core.config import StageConfig
 from tutelage.components.core.context import BORN_VARIABLE, RUN_ID_VARIABLE, Settings, open_stage, process_start
 from tutelage.components.core.errors import ConfigError, TrainingError, TutelageError
@@ -36,7 +37,7 @@ def launch(
     inputs, outputs: paths by the names of run's keyword arguments; an input that is empty is passed as None.
     Several processes are started where the configuration (`training.processes`) or the GPUs ask for them.
     Raises what the stage raises; ConfigError for a path that is missing or not one of the stage's; TrainingError when a
-    process of several fails.
+    process of several dies.
     """
     inputs, outputs = dict(inputs or {}), dict(outputs or {})
     module = importlib.import_module(f"tutelage.components.{stage}.stage")
@@ -61,7 +62,7 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one configuration key, dotted")
     parser.add_argument("--input", action="append", default=[], metavar="NAME=PATH", help="an input artifact")
     parser.add_argument("--output", action="append", default=[], metavar="NAME=PATH", help="where an output goes")
-    parser.add_argument("--result", type=Path, help="where to write the result as JSON")
+    parser.add_argument("--result", type=Path, help="where to write the result, or the error, as JSON")
     given = parser.parse_args(arguments)
     try:
         module = importlib.import_module(f"tutelage.components.{stage}.stage")
@@ -69,6 +70,9 @@ def main(stage: str, arguments: Sequence[str] | None = None) -> None:
         paths = [dict(_pair(text) for text in texts) for texts in (given.input, given.output)]
         result = launch(stage, config, _load(given.settings), inputs=paths[0], outputs=paths[1])
     except TutelageError as error:
+        if given.result:
+            told = {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+            given.result.write_text(json.dumps({"error": told}))
         sys.exit(f"{stage}: {error}")
     if int(os.environ.get("RANK", "0")) == 0:
         text = json.dumps(result, indent=1)
@@ -129,10 +133,19 @@ def _torchrun(
         if told:
             raise SystemExit(TERMINATED)
         if code:
-            raise TrainingError(
-                f"{count} process(es) failed with exit code {code}", where=stage, fix="The error stands above."
+            raise _error_in(files["result"]) or TrainingError(
+                f"{count} process(es) failed with exit code {code}", where=stage, fix="What they said stands above."
             )
         return dict(json.loads(files["result"].read_text()))
+
+
+def _error_in(result: Path) -> TutelageError | None:
+    """The user's error that ended a process, if it was one."""
+    try:
+        told = json.loads(result.read_text())["error"]
+        return getattr(errors, told.pop("kind"))(told.pop("what"), **told)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:

@@ -298,7 +298,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def trained_state(self, prefix: str = "model.") -> dict[str, Tensor]:
-        """The weights below `prefix`, gathered where they are sharded: every process calls it, the main one gets them."""
+        """The weights below `prefix`, gathered where they are sharded: all processes call it, the main one gets all."""
         module = self.unwrapped()
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             # Gathered weights are copies, in which tied ones no longer share memory: each is taken once.
@@ -313,6 +313,11 @@ class Trainer:
     def unwrapped(self) -> Any:
         """The trained module itself (accelerate's own unwrapping imports DeepSpeed wherever that is installed)."""
         return self.model.module if self.accelerator.distributed_type != DistributedType.NO else self.model
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    return shuffled(count, seed=seed, epoch=epoch)
 
 
 def planned_steps(config: TrainingConfig, examples: int) -> int:

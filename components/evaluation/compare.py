@@ -230,4 +230,4 @@ def _row(
 
 def _result(row: dict[str, Any], verdict: str) -> Result:
     means = {name: value["mean"] for name, value in row.items() if isinstance(value, dict)}
-    return Result(verdict=verdict, distinct_2=row["distinct_2"], **means)
+    return Result(verdict=verdict, promoted=verdict == "promote", distinct_2=row["distinct_2"], **means)

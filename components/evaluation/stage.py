@@ -48,6 +48,7 @@ class Result(BaseModel):
     """Of the policy; means over the prompts. kl: nats per response. Gold and learned rewards where there are any."""
 
     verdict: str
+    promoted: bool
     win_rate: float
     kl: float
     length: float

@@ -82,6 +82,10 @@ def outcome(state: str, records: list[Record]) -> Status:
         return "KILLED"
     if any(record["status"] != "succeeded" for record in records):
         return "FAILED"
+    stages = {record["stage"] for record in records}
+    promoted = any(record["metrics"].get("promoted") for record in records if record["stage"] == LAST_STAGE)
+    if promoted and "registration" not in stages:
+        return "FAILED"
     reached = any(record["stage"] == LAST_STAGE for record in records)
     return "FINISHED" if state in _DONE or reached else "FAILED"
 

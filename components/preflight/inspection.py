@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ from tutelage.components.preflight.model import model_digest, reach_model
 
 # The checks themselves wait 15 s at most; this is the net below them, with the time that imports take.
 SECONDS = 20.0
+
+# Keys of data_overrides that name further files.
+MORE_DATA = ("eval_data_uri", "demos_uri", "prompts_uri")
 
 
 class Inspection:
@@ -113,7 +117,10 @@ class Inspection:
         uri = self.parameters["data_uri"]
         note = check_rows(uri, self.parameters["data_format"])
         digest = digest_of(uri)
-        self._set(data_digest=digest)
+        more = [str(self.parameters["data_overrides"].get(key) or "") for key in MORE_DATA]
+        digests = [digest_of(uri) if uri else "" for uri in more]
+        together = hashlib.sha256("\n".join(digests).encode()).hexdigest() if any(digests) else ""
+        self._set(data_digest=digest, more_data_digest=together)
         return f"{note}; {digest[:19]}"
 
     def _digest_model(self) -> str:

@@ -43,14 +43,13 @@ def run_demo(output_dir: Path, *, show: Callable[[str, str], None] | None = None
     preference = _run("preference", {"eval_reward_uri": str(reward_model)}, output_dir, console, show)
 
     found = {"rlhf": evaluation_of(rlhf), "preference": evaluation_of(preference)}
-    for name, evaluation in found.items():
-        shutil.copyfile(evaluation.report, output_dir / f"report-{name}.html")
+    shutil.copyfile(found["rlhf"].report, output_dir / "report-rlhf.html")
     shutil.copyfile(found["preference"].report, output_dir / "report.html")
     models = _models(found)
     console.print()
     console.print(_table(models, found["rlhf"].judged["prompts"]))
     console.print()
-    console.print(*_samples(found), sep="\n")
+    console.print(*_samples(found), sep="\n", soft_wrap=True, markup=False)
     for name, evaluation in found.items():
         gate = evaluation.judged["gate"]
         passed = sum(bool(check["passed"]) for check in gate["checks"])
@@ -58,9 +57,8 @@ def run_demo(output_dir: Path, *, show: Callable[[str, str], None] | None = None
         console.print(
             f"gate of {name}: {gate['verdict']} ({passed} of {len(gate['checks'])} checks passed)", style=style
         )
-    console.print(
-        f"\nreports      {output_dir / 'report.html'} (all four models), {output_dir / 'report-rlhf.html'} (PPO's run)"
-    )
+    console.print(f"\nreport       {output_dir / 'report.html'} (DPO's run, PPO as champion)", soft_wrap=True)
+    console.print(f"             {output_dir / 'report-rlhf.html'} (PPO's run)", soft_wrap=True)
     mlflow = shlex.quote(str(Path(sys.executable).parent / "mlflow"))
     database = (output_dir / "mlflow.db").absolute()
     console.print(f"tracking     {mlflow} ui --backend-store-uri sqlite:///{database}", soft_wrap=True)
@@ -93,22 +91,15 @@ def _models(found: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
 def _table(models: Sequence[Mapping[str, Any]], prompts: int) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{prompts} held-out prompts, means with 95% intervals", title_justify="left")
-    headings = (
-        "model",
-        "learned reward",
-        "gold reward",
-        "gold gain over SFT",
-        "win rate against SFT",
-        "KL to SFT",
-        "length",
-        "distinct-2",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    title = f"{prompts} held-out prompts: means with 95% intervals"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    table.add_column("\nmodel", no_wrap=True)
+    headings = ("learned\nreward", "gold\nreward", "gold gain\nover SFT", "wins\nover SFT", "KL to\nSFT", "\nlength")
+    for heading in (*headings, "dis-\ntinct-2"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in models:
         table.add_row(
-            row["name"].upper() if row["role"] != "base" else "base",
+            row["name"] if row["role"] == "base" else row["name"].upper(),
             *(_interval(row[key]) for key in ("learned_reward", "gold_reward", "gold_gain", "win_rate")),
             f"{row['kl']['mean']:.2f}",
             f"{row['length']['mean']:.1f}",
@@ -140,4 +131,4 @@ def _require_gains(models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _interval(value: Mapping[str, float] | None) -> str:
-    return "" if value is None else f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return "" if value is None else f"{value['mean']:.2f} ±{(value['high'] - value['low']) / 2:.2f}"

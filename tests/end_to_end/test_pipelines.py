@@ -111,8 +111,7 @@ def _check(run: LocalRun, tracking_uri: str, pipeline: str) -> None:
 
     client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     version = client.get_model_version_by_alias("tutelage", "challenger")
-    with open_store(version.source) as published:
-        assert published.exists("manifest.json")
+    assert {"manifest.json", "model.safetensors", "tokenizer.json"} <= set(open_store(version.source).list())
     (parent,) = client.search_runs(
         [client.get_experiment_by_name("tutelage").experiment_id],
         f"tags.`tutelage.run_id` = '{run.run_id}' and tags.`tutelage.stage` = 'pipeline'",

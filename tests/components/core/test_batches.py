@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -80,12 +81,11 @@ def test_prefix_and_round_trip_hold_for_any_text(prompt: str, response: str) -> 
     assert sequence.tokens[-1] == encoder.end
 
 
+@functools.cache
 def byte_encoder() -> Encoder:
     from tutelage.components.core.models import train_tokenizer
 
-    if not hasattr(byte_encoder, "made"):
-        byte_encoder.made = Encoder(train_tokenizer(["the the he"] * 9, 280), 64)  # type: ignore[attr-defined]
-    return byte_encoder.made  # type: ignore[attr-defined, no-any-return]
+    return Encoder(train_tokenizer(["the the he"] * 9, 280), 64)
 
 
 def test_messages_go_through_the_chat_template(tokenizer: Any) -> None:

@@ -255,7 +255,7 @@ def test_the_population_loss_has_its_minimum_at_the_regularised_optimum(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     assert logits.softmax(0).tolist() == pytest.approx(wanted, abs=2e-6)
 
 
