@@ -13,10 +13,10 @@ demo: $(VENV)/.demo  ## Both pipelines on real human feedback, end to end
 	$(BIN)/tutelage demo --output-dir $(OUTPUT)
 
 test: $(VENV)/.dev  ## All tests but those that take long or need Docker
-	$(BIN)/python -m pytest -m "not slow and not docker"
+	$(BIN)/python -m pytest -m "not slow and not docker" -n auto --maxprocesses 4 --dist loadfile
 
 test-all: $(VENV)/.dev  ## Every test that can run on this machine
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

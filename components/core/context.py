@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.components.core.config import StageConfig
+from tutelage.components.core.errors import StoreError
 from tutelage.components.core.progress import Progress, progress, say
 from tutelage.components.core.signals import leave, on_sigterm
 from tutelage.components.core.store import Store, open_store
@@ -27,6 +28,7 @@ RUN_ID_VARIABLE = "TUTELAGE_RUN_ID"
 PIPELINE_VARIABLE = "TUTELAGE_PIPELINE"
 BORN_VARIABLE = "TUTELAGE_STAGE_BORN"
 STORE_VARIABLE = "TUTELAGE_STORE_URI"
+KEPT_BYTES = 4 * 2**20
 OVERHEAD_PHASES = ("start", "tracking", "imports", "inputs", "outputs")
 
 MLFLOW_STATUS: dict[str, Literal["FINISHED", "FAILED", "KILLED"]] = {
@@ -137,6 +139,9 @@ def open_stage(
     except BaseException as error:
         record["status"] = "killed" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
         record["error"] = f"{type(error).__name__}: {error}"
+        if main and record["status"] == "failed":
+            with contextlib.suppress(StoreError):
+                _keep_what_is_left(context, outputs or {})
         raise
     finally:
         if main:
@@ -170,6 +175,18 @@ def process_start() -> float:
         return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return time.time()
+
+
+def _keep_what_is_left(context: StageContext, outputs: Mapping[str, str]) -> None:
+    """Copies the beginning of each JSON file in the outputs to failed/<run id>/<stage>: a platform keeps the outputs of
+    stages that succeed, and what is in quarantine is wanted most where it stopped the run.
+    """
+    for name, path in outputs.items():
+        for file in sorted(Path(path).glob("*.json*")):
+            with file.open("rb") as stream:
+                content = stream.read(KEPT_BYTES)
+            context.store.write(f"failed/{context.run_id}/{context.name}/{name}/{file.name}", content)
+            context.log(f"kept {file.name} at {context.store.uri_of(f'failed/{context.run_id}/{context.name}/{name}')}")
 
 
 def _write(context: StageContext, record: dict[str, Any]) -> None:

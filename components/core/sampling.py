@@ -90,11 +90,11 @@ def _continue(
     ended = torch.zeros(logits.shape[0], dtype=torch.bool, device=device)
     for step in range(length):
         token, logp = _draw(logits.float(), config, generator)
-        live = ~ended[rows]
-        tokens[rows[live], step], logps[rows[live], step] = token[live], logp[live]
-        stops = live & (token == end)
-        lengths[rows[stops]] = step + 1
-        ended[rows[stops]] = True
+        # What an ended row draws on is cut off by its length.
+        tokens[rows, step], logps[rows, step] = token, logp
+        stops = ~ended[rows] & (token == end)
+        lengths[rows] = torch.where(stops, step + 1, lengths[rows])
+        ended[rows] |= stops
         keep = ~ended[rows]
         remaining = int(keep.sum())
         if remaining == 0 or step == length - 1:

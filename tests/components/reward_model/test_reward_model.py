@@ -110,18 +110,15 @@ def test_weights_of_pairs_count_also_where_both_splits_use_the_same_ids(stages: 
     folder = stages.folder / "weighted"
     shutil.copytree(dataset, folder)
     for split, weight in (("train", 0.0), ("eval", 2.0)):
-        rows = [
-            {**pair, "id": f"pair-{number}", "weight": weight} for number, pair in enumerate(pairs_of(dataset, split))
-        ]
+        pairs = enumerate(pairs_of(dataset, split))
+        rows = [{**pair, "id": f"pair-{number}", "weight": weight} for number, pair in pairs]
         (folder / f"pairs.{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_manifest(folder, kind="dataset")
     stages.inputs["dataset"] = folder
     result, output = stages.run("reward_model", config(normalise=False))
     assert result["train_loss"] == 0
-    losses = [
-        math.log1p(math.exp(rejected - chosen))
-        for chosen, rejected in inline_rewards(output, pairs_of(dataset, "eval"))
-    ]
+    rewards = inline_rewards(output, pairs_of(dataset, "eval"))
+    losses = [math.log1p(math.exp(rejected - chosen)) for chosen, rejected in rewards]
     assert result["eval_loss"] == pytest.approx(2 * sum(losses) / len(losses), rel=1e-4)
 
 
