@@ -13,7 +13,7 @@ def data_prep(
     seed: int = 0,
     overrides: dict = {},
     settings: dict = {},
-):
+) -> None:
     """Raw feedback to checked and split demonstrations, preference pairs and prompts.
 
     Every row is read; what cannot be used is in quarantine.jsonl of the dataset, with its file, row and reason.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,12 +59,16 @@ def compare(
     with context.phase("inputs"):
         inputs = {"dataset": read_manifest(dataset, kind="dataset").digest}
         inputs |= {name: read_manifest(path, kind="policy").digest for name, path in (("sft", sft), ("policy", policy))}
-        held_out = tables.load(dataset / "prompts.eval.jsonl", Prompt)
+        if reward_model:
+            inputs["reward_model"] = read_manifest(reward_model, kind="reward_model").digest
+        held_out = _fitting(tables.load(dataset / "prompts.eval.jsonl", Prompt), sft, config, context)
         # A draw from all of them: in the file's order they come source by source.
         prompts = drawn(held_out, config.prompts, seed=config.seed)
         if len(prompts) < 2:
             raise DataError(
-                f"{len(prompts)} held-out prompts are too few", where="prompts.eval.jsonl", fix="Hold out more records."
+                f"{len(prompts)} held-out prompts are too few",
+                where="prompts.eval.jsonl",
+                fix="Hold out more, or shorter ones.",
             )
         candidates = _candidates(config, context, sft, policy)
         sources = _sources(config, context, reward_model)
@@ -83,6 +88,7 @@ def compare(
             source: {name: scorer.score(texts, given.texts) for name, given in answers.items()}
             for source, scorer in sources.items()
         }
+        _refuse_nan(rewards, prompts)
 
     baseline = candidates[0].name
     rows = {one.name: _row(one, answers[one.name], rewards, baseline, judged_by) for one in candidates}
@@ -189,11 +195,32 @@ def _candidates(config: Config, context: StageContext, sft: Path, policy: Path) 
     return found
 
 
+def _fitting(prompts: list[Prompt], sft: Path, config: Config, context: StageContext) -> list[Prompt]:
+    encoder = Encoder(load_tokenizer(sft, trust_remote_code=config.trust_remote_code), config.max_tokens)
+    room = config.max_tokens - config.sampling.max_new_tokens
+    fitting = [prompt for prompt in prompts if len(encoder.prompt(prompt.prompt)) <= room]
+    if len(fitting) < len(prompts):
+        context.log(f"left out {len(prompts) - len(fitting):,} held-out prompts of more than {room} tokens")
+    return fitting
+
+
+def _refuse_nan(rewards: dict[str, dict[str, list[float]]], prompts: Sequence[Prompt]) -> None:
+    for source, given in rewards.items():
+        for name, values in given.items():
+            bad = next((index for index, value in enumerate(values) if not math.isfinite(value)), None)
+            if bad is not None:
+                raise DataError(
+                    f"the {source} reward of {name}'s answer to prompt {prompts[bad].id} is {values[bad]}",
+                    fix="Look at how the reward model was trained.",
+                )
+
+
 def _method(directory: Path, default: str) -> str:
     try:
-        return str(read_manifest(directory, verify=False).extra.get("method", default))
+        name = str(read_manifest(directory, verify=False).extra.get("method", default))
     except ArtifactError:
         return default
+    return default if name in ("base", "sft") else name  # names that are taken
 
 
 def _sources(config: Config, context: StageContext, reward_model: Path | None) -> dict[str, RewardSource]:

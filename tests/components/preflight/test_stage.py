@@ -106,6 +106,7 @@ class TestARunThatCanStart:
             "store_uri": (tmp_path / "store").as_uri(),
             "tracking_uri": given["run_tracking_uri"],
             "data_digest": digest_file(given["data_uri"]),
+            "more_data_digest": "",
             "model_digest": read_manifest(model).digest,
         }
         Settings.build(result.settings)
@@ -125,6 +126,17 @@ class TestARunThatCanStart:
         second = run(Config.build(given)).settings
         assert first["data_digest"] != second["data_digest"]
         assert first["model_digest"] != second["model_digest"]
+
+    def test_gets_other_settings_for_other_content_of_a_further_data_file(
+        self, given: dict[str, Any], tmp_path: Path
+    ) -> None:
+        demos = tmp_path / "demos.jsonl"
+        settings = []
+        for response in ("Yes.", "No."):
+            demos.write_text(json.dumps({"prompt": "Well?", "response": response}) + "\n")
+            settings.append(run(Config.build(given | {"data_overrides": {"demos_uri": str(demos)}})).settings)
+        assert settings[0]["more_data_digest"] != settings[1]["more_data_digest"]
+        assert settings[0]["data_digest"] == settings[1]["data_digest"]
 
     def test_has_its_mlflow_run_and_its_record(self, given: dict[str, Any]) -> None:
         import mlflow

@@ -1,0 +1,150 @@
+"""Training that DeepSpeed shards over processes, held against training without it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tutelage.components.core.errors import ArtifactError, TrainingError
+from tutelage.components.core.manifest import read_manifest
+from tutelage.components.core.models import load_policy, load_scalar_model
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
+
+SHAPE = {"vocabulary": 300, "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "context": 80}
+TRAINING = {
+    "batch_size": 16, "max_steps": 10, "threads": 1, "learning_rate": 3e-3, "log_every": 1, "micro_batch_tokens": 320,
+    "warmup_fraction": 0.2,
+}  # fmt: skip
+ONLINE = {"rollouts": 16, "update_epochs": 2, "sampling": {"max_new_tokens": 8}, "value_learning_rate": 1e-2}
+STAGES = {
+    "sft": ("sft", {"architecture": SHAPE}),
+    "reward_model": ("reward_model", {}),
+    "dpo": ("policy_optimization", {"method": "dpo"}),
+    "ppo": ("policy_optimization", {"method": "ppo", "beta": 0.05, "online": ONLINE}),
+}
+
+
+def config(case: str, **training: Any) -> tuple[str, dict[str, Any]]:
+    stage, values = STAGES[case]
+    return stage, {**values, "max_tokens": 80, "training": {**TRAINING, **training}}
+
+
+def compare(one: list[dict[str, float]], other: list[dict[str, float]], within: float) -> None:
+    """All but the padding, which depends on how batches are split."""
+    assert [row["step"] for row in one] == [row["step"] for row in other]
+    for left, right in zip(one, other, strict=True):
+        assert left.keys() == right.keys()
+        assert {name: left[name] for name in left if name != "speed/padding"} == pytest.approx(
+            {name: right[name] for name in right if name != "speed/padding"}, abs=within, rel=within
+        )
+
+
+@pytest.mark.parametrize(
+    ("case", "zero_stage"),
+    [("sft", 1), ("sft", 2), ("sft", 3), ("reward_model", 2), ("reward_model", 3), ("dpo", 1), ("dpo", 2), ("dpo", 3)],
+)
+def test_two_processes_give_the_curve_of_one(
+    case: str, zero_stage: int, stages: Any, series_of: Callable[..., Any], weights_of: Callable[..., Any]
+) -> None:
+    _, alone = stages.run(*config(case), "alone")
+    _, sharded = stages.run(
+        *config(case, processes=2, zero_stage=zero_stage), "sharded", store_uri=str(stages.folder / "store")
+    )
+    compare(series_of(alone), series_of(sharded), 1e-4 if zero_stage < 3 else 1e-3)
+    # DeepSpeed really ran: its shards are in the checkpoint.
+    shards = list((stages.folder / "store" / "checkpoints").rglob("*optim_states.pt"))
+    assert len(shards) == 2
+    # What is exported is the same plain model.
+    assert read_manifest(sharded).kind == ("reward_model" if case == "reward_model" else "policy")
+    expected, exported = weights_of(alone), weights_of(sharded)
+    assert exported.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(exported[name], tensor, atol=1e-3, rtol=0)
+    load = load_scalar_model if case == "reward_model" else load_policy
+    assert sum(one.numel() for one in load(sharded).parameters()) == sum(
+        one.numel() for one in load(alone).parameters()
+    )
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_ppo_with_deepspeed_is_ppo(zero_stage: int, stages: Any, series_of: Callable[..., Any]) -> None:
+    """In one process the rollouts are the same, with the two learning rates of policy and value model."""
+    _, alone = stages.run(*config("ppo", batch_size=8, max_steps=3), "alone")
+    _, sharded = stages.run(*config("ppo", batch_size=8, max_steps=3, processes=1, zero_stage=zero_stage), "sharded")
+    compare(series_of(alone), series_of(sharded), 1e-3)
+    load_policy(sharded)
+
+
+def test_ppo_in_two_processes(stages: Any, series_of: Callable[..., Any]) -> None:
+    _, output = stages.run(*config("ppo", batch_size=8, max_steps=3, processes=2, zero_stage=2))
+    rows = series_of(output)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row["rollout/logp_gap"] < 1e-4 for row in rows)
+    assert abs(rows[0]["kl/mean"]) < 1e-3 < rows[-1]["kl/k3"]
+
+
+def test_bf16_is_autocast_over_float32_weights(
+    stages: Any, series_of: Callable[..., Any], weights_of: Callable[..., Any]
+) -> None:
+    _, alone = stages.run(*config("sft", precision="bf16"), "alone")
+    _, sharded = stages.run(*config("sft", precision="bf16", processes=2, zero_stage=2), "sharded")
+    assert {tensor.dtype for tensor in weights_of(sharded).values()} == {torch.float32}
+    for left, right in zip(series_of(alone), series_of(sharded), strict=True):
+        assert left["train/loss"] == pytest.approx(right["train/loss"], abs=1e-2)
+
+
+@pytest.mark.parametrize(("case", "zero_stage"), [("sft", 2), ("sft", 3), ("dpo", 1), ("ppo", 2)])
+def test_a_stopped_run_goes_on(
+    case: str, zero_stage: int, stages: Any, series_of: Callable[..., Any], weights_of: Callable[..., Any]
+) -> None:
+    steps = 10 if case == "ppo" else 40
+    stage, values = config(
+        case, processes=2, zero_stage=zero_stage, max_steps=steps, epochs=9, checkpoint_every=2, log_every=5,
+        batch_size=8,
+    )  # fmt: skip
+    _, whole = stages.run(stage, values, "whole", store_uri=str(stages.folder / "whole-store"))
+    store = stages.folder / "store"
+    process = stages.start(stage, values, "resumed", {"store_uri": str(store)})
+    deadline = time.monotonic() + 240
+    while not list(store.glob(f"checkpoints/{stage}/*/step-*/manifest.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "told to stop: saved a checkpoint at step" in said
+    _, resumed = stages.run(stage, values, "resumed", store_uri=str(store))
+    assert series_of(resumed) == series_of(whole)
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(weights_of(resumed)[name], tensor)
+
+
+def test_another_number_of_processes_cannot_go_on(stages: Any) -> None:
+    store = str(stages.folder / "store")
+    stages.run(*config("sft", processes=2, zero_stage=2, max_steps=2), "two", store_uri=store)
+    with pytest.raises(ArtifactError, match=r"checkpoint of 2 processes cannot be resumed by 1 .*Run with 2 processes"):
+        stages.run(*config("sft", processes=1, zero_stage=2, max_steps=2), "one", store_uri=store)
+
+
+def test_a_loss_that_is_not_a_number_leaves_the_weights(stages: Any) -> None:
+    store = stages.folder / "store"
+    wild = config(
+        "sft", processes=2, zero_stage=2, learning_rate=1e30, checkpoint_every=1, schedule="constant", warmup_fraction=0
+    )
+    with pytest.raises(TrainingError, match=r"not a number at step 2; its micro-batch: pair-\d+"):
+        stages.run(*wild, store_uri=str(store))
+    (checkpoint,) = store.glob("checkpoints/sft/*/step-*")
+    assert json.loads((checkpoint / "state.json").read_text())["processes"] == 2
+    assert read_manifest(checkpoint).extra == {"step": 1}
