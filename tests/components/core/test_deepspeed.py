@@ -58,12 +58,11 @@ def test_two_processes_give_the_curve_of_one(
     case: str, zero_stage: int, stages: Any, series_of: Callable[..., Any], weights_of: Callable[..., Any]
 ) -> None:
     _, alone = stages.run(*config(case), "alone")
-    _, sharded = stages.run(
-        *config(case, processes=2, zero_stage=zero_stage), "sharded", store_uri=str(stages.folder / "store")
-    )
+    store = stages.folder / "store"
+    _, sharded = stages.run(*config(case, processes=2, zero_stage=zero_stage), "sharded", store_uri=str(store))
     compare(series_of(alone), series_of(sharded), 1e-4 if zero_stage < 3 else 1e-3)
     # DeepSpeed really ran: its shards are in the checkpoint.
-    shards = list((stages.folder / "store" / "checkpoints").rglob("*optim_states.pt"))
+    shards = list((store / "checkpoints").rglob("*optim_states.pt"))
     assert len(shards) == 2
     # What is exported is the same plain model.
     assert read_manifest(sharded).kind == ("reward_model" if case == "reward_model" else "policy")
@@ -72,9 +71,8 @@ def test_two_processes_give_the_curve_of_one(
     for name, tensor in expected.items():
         torch.testing.assert_close(exported[name], tensor, atol=1e-3, rtol=0)
     load = load_scalar_model if case == "reward_model" else load_policy
-    assert sum(one.numel() for one in load(sharded).parameters()) == sum(
-        one.numel() for one in load(alone).parameters()
-    )
+    sizes = [sum(one.numel() for one in load(output).parameters()) for output in (alone, sharded)]
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2])
@@ -126,7 +124,8 @@ def test_a_stopped_run_goes_on(
     assert process.returncode == 143, said
     assert "told to stop: saved a checkpoint at step" in said
     _, resumed = stages.run(stage, values, "resumed", store_uri=str(store))
-    assert series_of(resumed) == series_of(whole)
+    # Sums over processes that a checkpoint cuts in two are the same to the last digits only; the weights are.
+    compare(series_of(resumed), series_of(whole), 1e-6)
     for name, tensor in weights_of(whole).items():
         assert torch.equal(weights_of(resumed)[name], tensor)
 
@@ -140,9 +139,8 @@ def test_another_number_of_processes_cannot_go_on(stages: Any) -> None:
 
 def test_a_loss_that_is_not_a_number_leaves_the_weights(stages: Any) -> None:
     store = stages.folder / "store"
-    wild = config(
-        "sft", processes=2, zero_stage=2, learning_rate=1e30, checkpoint_every=1, schedule="constant", warmup_fraction=0
-    )
+    constant = {"learning_rate": 1e30, "schedule": "constant", "warmup_fraction": 0}
+    wild = config("sft", processes=2, zero_stage=2, checkpoint_every=1, **constant)
     with pytest.raises(TrainingError, match=r"not a number at step 2; its micro-batch: pair-\d+"):
         stages.run(*wild, store_uri=str(store))
     (checkpoint,) = store.glob("checkpoints/sft/*/step-*")
