@@ -22,7 +22,10 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     distributed, cuda = "WORLD_SIZE" in os.environ, torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=not distributed)
-    plugin = _deepspeed(config, cuda) if config.zero_stage else None
+    if not cuda:
+        # transformers imports DeepSpeed wherever it is installed, and it would look for devices and warn.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    plugin = _deepspeed(config) if config.zero_stage else None
     # Unless the back end is named, accelerate on CPU takes each process for the only one.
     handlers = [InitProcessGroupKwargs(backend="gloo")] if distributed and not cuda else []
     accelerator = Accelerator(
@@ -43,14 +46,12 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def _deepspeed(config: TrainingConfig, cuda: bool) -> DeepSpeedPlugin:
+def _deepspeed(config: TrainingConfig) -> DeepSpeedPlugin:
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"training.zero_stage {config.zero_stage} needs the package deepspeed",
             fix="pip install 'tutelage[deepspeed]', or set zero_stage to 0.",
         )
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # in DeepSpeed's calls

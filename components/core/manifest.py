@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tutelage.components.core.durable import files_under, staged_directory, write_file
+from tutelage.components.core.durable import files_under, one_writer, staged_directory, write_file
 from tutelage.components.core.errors import ArtifactError, DataError, StoreError
 
 MANIFEST = "manifest.json"
@@ -212,20 +212,21 @@ def place_artifact(manifest: Manifest, target: Path, bring: Callable[[Path], Non
     Nothing is brought where `target` holds that content already. Raises ArtifactError if what was brought is not what
     the manifest says, or if `target` holds files of others; StoreError if the disk is too small.
     """
-    current = _sound_manifest(target)
-    if current is not None and current.digest == manifest.digest:
-        if not current.describes_the_same(manifest):
-            write_file(target / MANIFEST, manifest.to_bytes())
-        return
-    _refuse_foreign_files(target)
-    with staged_directory(target) as staging:
-        free = shutil.disk_usage(staging).free
-        if free < manifest.size:
-            what = f"{manifest.size / 1e9:.1f} GB do not fit, {free / 1e9:.1f} GB are free"
-            raise StoreError(what, where=str(target.parent), fix="Free some space or use another directory.")
-        bring(staging)
-        check_files(staging, manifest, where=source)
-        write_file(staging / MANIFEST, manifest.to_bytes())
+    with one_writer(target.parent):
+        current = _sound_manifest(target)
+        if current is not None and current.digest == manifest.digest:
+            if not current.describes_the_same(manifest):
+                write_file(target / MANIFEST, manifest.to_bytes())
+            return
+        _refuse_foreign_files(target)
+        with staged_directory(target) as staging:
+            free = shutil.disk_usage(staging).free
+            if free < manifest.size:
+                what = f"{manifest.size / 1e9:.1f} GB do not fit, {free / 1e9:.1f} GB are free"
+                raise StoreError(what, where=str(target.parent), fix="Free some space or use another directory.")
+            bring(staging)
+            check_files(staging, manifest, where=source)
+            write_file(staging / MANIFEST, manifest.to_bytes())
 
 
 def _sound_manifest(directory: Path) -> Manifest | None:

@@ -103,7 +103,7 @@ class Trainer:
 
         Raises TrainingError, naming the records, if loss or gradient is not a number: the weights stay as they were.
         """
-        torch.manual_seed((self.seed * 1_000_003 + self.updates) * 1_009 + self.rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.updates) * 1_009 + self.rank) % 2**63)
         total = sum(map(units, groups))
         parts = micro_batches(groups, tokens=self.config.micro_batch_tokens, ranks=self.world, rank=self.rank)
         losses: list[tuple[Tensor, tuple[str, ...]]] = []
@@ -211,7 +211,7 @@ class Trainer:
         if last or stopped or self.step % self.config.checkpoint_every == 0:
             self.save()
         if stopped:
-            self.context.log(f"told to stop: saved a checkpoint at step {self.step}")
+            self.context.log(f"told to stop: ended after step {self.step}")
             raise SystemExit(TERMINATED)
 
     def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ from accelerate.utils import DistributedType, broadcast_object_list
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
-from tutelage.components.core.errors import ArtifactError, TutelageError
+from tutelage.components.core.errors import ArtifactError, StoreError, TutelageError
 
 if TYPE_CHECKING:
     from tutelage.components.core.trainer import Trainer
 
 
 def save_state(trainer: Trainer) -> None:
-    """Publishes a checkpoint of the trainer's step. Every process calls it."""
+    """Publishes a checkpoint of the trainer's step. Every process calls it. If the store fails, that is only said."""
     accelerator = trainer.accelerator
     main = accelerator.is_main_process
     measures = trainer.measures()
@@ -34,7 +35,12 @@ def save_state(trainer: Trainer) -> None:
             save_file(_flat(trainer.optimizer.state_dict()["state"]), folder / "optimizer.safetensors")
         state = {"state": trainer.state, "processes": trainer.world, "measures": measures}
         (folder / "state.json").write_text(json.dumps(state))
-        trainer.checkpoints.publish(trainer.step, folder)
+        try:
+            trainer.checkpoints.publish(trainer.step, folder)
+        except StoreError as error:  # the next one may be saved, and the end may come without any
+            shutil.rmtree(folder, ignore_errors=True)
+            step = trainer.step
+            trainer.context.log(f"WARNING: the checkpoint of step {step} is not saved, training goes on: {error}")
     accelerator.wait_for_everyone()
 
 
@@ -58,13 +64,16 @@ def restore_state(trainer: Trainer) -> bool:
         # DeepSpeed unpickles its optimizer shards: they are ours, and the manifest's digests held.
         trainer.model.load_checkpoint(str(folder / "zero"), tag="zero")
     else:
-        load_model(trainer.unwrapped(), folder / "model.safetensors", device=str(trainer.device))
+        load_model(trainer.unwrapped(), folder / "model.safetensors")
         groups = trainer.optimizer.state_dict()["param_groups"]
-        held = _nested(load_file(folder / "optimizer.safetensors", device=str(trainer.device)))
+        held = _nested(load_file(folder / "optimizer.safetensors"))
         trainer.optimizer.load_state_dict({"state": held, "param_groups": groups})
     trainer.updates = step * trainer.updates_per_step
     trainer.state = saved["state"]
     trainer.restore_measures(saved["measures"])
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(folder)
     return True
 
 
@@ -95,6 +104,5 @@ def _nested(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     held: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        # Adam counts its steps in a 0-dimensional tensor on the CPU.
-        held.setdefault(int(index), {})[key] = tensor.cpu() if key == "step" else tensor
+        held.setdefault(int(index), {})[key] = tensor
     return held

@@ -83,7 +83,7 @@ def outcome(state: str, records: list[Record]) -> Status:
     if any(record["status"] != "succeeded" for record in records):
         return "FAILED"
     stages = {record["stage"] for record in records}
-    promoted = any(record["metrics"].get("promoted") for record in records if record["stage"] == LAST_STAGE)
+    promoted = any(record.get("metrics", {}).get("promoted") for record in records if record["stage"] == LAST_STAGE)
     if promoted and "registration" not in stages:
         return "FAILED"
     reached = any(record["stage"] == LAST_STAGE for record in records)

@@ -107,7 +107,7 @@ class OnlineLoop:
         chosen = order[position * self.prompts_per_step : (position + 1) * self.prompts_per_step]
         trainer = self.trainer
         mine = [self.prompts[index] for index in chosen[trainer.rank :: trainer.world]]
-        seed = (self.config.seed * 1_000_003 + step) * 1_009 + trainer.rank
+        seed = ((self.config.seed * 1_000_003 + step) * 1_009 + trainer.rank) % 2**63
         with trainer.autocast():
             return roll_out(trainer.unwrapped().policy.model, self.encoder, mine, self.online, seed=seed)
 

@@ -47,8 +47,19 @@ def uninterrupted() -> dict[str, tuple[Path, dict[str, list[tuple[int, float]]]]
     return {}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["sigterm", "kill"])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(
+    ("case", "number"),
+    [
+        pytest.param("sft", signal.SIGTERM, id="sft-sigterm"),
+        pytest.param("sft", signal.SIGKILL, id="sft-kill", marks=pytest.mark.slow),
+        pytest.param("reward_model", signal.SIGTERM, id="reward_model-sigterm", marks=pytest.mark.slow),
+        pytest.param("reward_model", signal.SIGKILL, id="reward_model-kill"),
+        pytest.param("dpo", signal.SIGTERM, id="dpo-sigterm"),
+        pytest.param("dpo", signal.SIGKILL, id="dpo-kill", marks=pytest.mark.slow),
+        pytest.param("ppo", signal.SIGTERM, id="ppo-sigterm", marks=pytest.mark.slow),
+        pytest.param("ppo", signal.SIGKILL, id="ppo-kill"),
+    ],
+)
 def test_interrupted_is_uninterrupted(
     case: str, number: signal.Signals, stages: Any, database: str, uninterrupted: dict[str, Any],
     weights_of: Callable[[Path], dict[str, torch.Tensor]], series_of: Callable[[Path], list[dict[str, float]]],
@@ -71,7 +82,7 @@ def test_interrupted_is_uninterrupted(
     # Nobody can say that he was killed by SIGKILL.
     assert json.loads(record_file.read_text())["status"] == ("killed" if number == signal.SIGTERM else "running")
     if number == signal.SIGTERM:
-        stopped_at = int(killed.partition("saved a checkpoint at step ")[2].split()[0])
+        stopped_at = int(killed.partition("told to stop: ended after step ")[2].split()[0])
         assert newest_checkpoint(tmp_path / "store", stage) == stopped_at
 
     _, resumed = stages.run(stage, config, **settings)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -319,3 +320,31 @@ class TestCheckpoints:
         other.checkpoints.prefix = first.checkpoints.prefix
         with pytest.raises(ArtifactError, match=r"another configuration: data, training\.learning_rate differ"):
             other.resume()
+
+    def test_a_store_that_fails_for_a_while_does_not_end_the_training(
+        self, make_trainer: Callable[..., Trainer], tmp_path: Path
+    ) -> None:
+        trainer = make_trainer(steps=3, batch_size=3, checkpoint_every=1)
+        place = tmp_path / "store" / "checkpoints"
+        inner = trainer.finish_step
+
+        def finish(bar: Any, extra: Any) -> None:
+            # A file is where the directory of the checkpoints should be, until the second step is done.
+            if trainer.step == 1:
+                place.parent.mkdir()
+                place.write_text("")
+            inner(bar, extra)
+            if trainer.step == 2:
+                place.unlink()
+
+        trainer.finish_step = finish  # type: ignore[method-assign]
+        trainer.fit(groups_of(*range(4, 10)), cross_entropy)
+        warnings = [line for line in trainer.context.lines if "WARNING" in line]  # type: ignore[attr-defined]
+        assert [line.split(" is not saved")[0] for line in warnings] == [
+            f"WARNING: the checkpoint of step {step}" for step in (1, 2)
+        ]
+        assert [path.name for path in place.glob("*/*/*")] == ["step-00000003"]
+
+    @pytest.mark.parametrize("seed", [-1, 2**40])
+    def test_any_seed_will_do(self, seed: int, make_trainer: Callable[..., Trainer]) -> None:
+        make_trainer(steps=1, seed=seed).fit(groups_of(4, 5), cross_entropy)
