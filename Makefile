@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 OUTPUT ?= tutelage-demo
 # More arguments for pip, such as an index with CPU builds of torch.
 PIP_ARGS ?=
+# Names of the images, and more arguments for docker build.
+IMAGES ?= tutelage
+DOCKER_ARGS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c docker/constraints.txt
 
-.PHONY: demo test test-all lint types format bench clean
+.PHONY: demo test test-all lint types format bench images clean
 
 demo: $(VENV)/.demo  ## Both pipelines on real human feedback, end to end
 	$(BIN)/tutelage demo --output-dir $(OUTPUT)
@@ -35,6 +39,13 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## Measurements; see tests/benchmarks/README.md
 	$(BIN)/python tests/benchmarks/data_preparation.py
+
+images:  ## Both images of the stages; see docker/README.md
+	@for target in light train; do \
+	  DOCKER_BUILDKIT=1 docker build -f docker/Dockerfile --target $$target -t $(IMAGES)/$$target:$(VERSION) \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) \
+	    --build-arg PIP_ARGS="$(PIP_ARGS)" $(DOCKER_ARGS) . || exit; \
+	done
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info
