@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,14 @@ from torch import Tensor, nn
 
 from tutelage.components.core.acceleration import make_accelerator
 from tutelage.components.core.adam import TensorFlowAdamW
-from tutelage.components.core.batches import Batch, Group, collate, micro_batches, shuffled
+from tutelage.components.core.batches import Batch, Group, collate, micro_batches
 from tutelage.components.core.checkpoints import Checkpoints
 from tutelage.components.core.config import TrainingConfig
 from tutelage.components.core.context import StageContext
 from tutelage.components.core.errors import TrainingError
 from tutelage.components.core.meter import Meter, Metrics
 from tutelage.components.core.progress import Progress
+from tutelage.components.core.schedule import batch_at, rate_factor
 from tutelage.components.core.signals import TERMINATED, on_sigterm
 from tutelage.components.core.training_state import restore_state, save_state
 
@@ -107,8 +107,9 @@ class Trainer:
         total = sum(map(units, groups))
         parts = micro_batches(groups, tokens=self.config.micro_batch_tokens, ranks=self.world, rank=self.rank)
         losses: list[tuple[Tensor, tuple[str, ...]]] = []
+        factor = rate_factor(self.config, self.updates, self.total_steps * self.updates_per_step)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self._schedule()
+            group["lr"] = peak * factor
         for number, (indices, weight) in enumerate(parts):
             batch = collate([groups[index] for index in indices], self.pad)
             padding = (batch.input_ids.numel() - int(batch.lengths.sum()), batch.input_ids.numel())
@@ -134,17 +135,6 @@ class Trainer:
     def step(self) -> int:
         """Whole steps done."""
         return self.updates // self.updates_per_step
-
-    def _schedule(self) -> float:
-        """Factor on the peak learning rate at this update: linear warm-up, then the schedule down to zero."""
-        updates = self.total_steps * self.updates_per_step
-        warmup = math.ceil(self.config.warmup_fraction * updates)
-        if self.updates < warmup:
-            return (self.updates + 1) / warmup
-        done = (self.updates - warmup) / max(1, updates - warmup)
-        return {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[
-            self.config.schedule
-        ]
 
     def _refuse_nan(
         self, groups: Sequence[Group], losses: list[tuple[Tensor, tuple[str, ...]]], norm: Tensor | float
@@ -185,19 +175,20 @@ class Trainer:
         with self.context.phase("train"), self.context.progress(self.total_steps, description) as bar, self.stoppable():
             bar.advance(self.step)
             while self.step < self.total_steps:
-                self.update([groups[index] for index in self._batch(self.step, len(groups))], loss, units=units)
+                self.update(
+                    [groups[index] for index in batch_at(self.step, len(groups), self.config, self.seed)],
+                    loss,
+                    units=units,
+                )
                 ended = self.step == self.total_steps or self.step % per_epoch == 0
                 self.finish_step(bar, evaluate() if evaluate and ended else {})
 
     def visited(self, groups: Sequence[Group]) -> list[Group]:
         """The groups that `fit` comes by, each once."""
-        indices = {index for step in range(self.total_steps) for index in self._batch(step, len(groups))}
+        indices = {
+            index for step in range(self.total_steps) for index in batch_at(step, len(groups), self.config, self.seed)
+        }
         return [groups[index] for index in sorted(indices)]
-
-    def _batch(self, step: int, count: int) -> list[int]:
-        epoch, position = divmod(step, math.ceil(count / self.config.batch_size))
-        start = position * self.config.batch_size
-        return _epoch_order(count, self.seed, epoch)[start : start + self.config.batch_size]
 
     def finish_step(self, bar: Progress, extra: Mapping[str, float]) -> None:
         """After each step: logs it if it has `extra` figures and else every `log_every` steps, saves every
@@ -313,14 +304,3 @@ class Trainer:
     def unwrapped(self) -> Any:
         """The trained module itself (accelerate's own unwrapping imports DeepSpeed wherever that is installed)."""
         return self.model.module if self.accelerator.distributed_type != DistributedType.NO else self.model
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    return shuffled(count, seed=seed, epoch=epoch)
-
-
-def planned_steps(config: TrainingConfig, examples: int) -> int:
-    """Optimizer steps for that many examples: ceil(epochs x ceil(examples / batch)), at most max_steps."""
-    steps = math.ceil(config.epochs * math.ceil(examples / config.batch_size))
-    return steps if config.max_steps is None else min(steps, config.max_steps)

@@ -17,7 +17,8 @@ from tutelage.components.core.model_source import check_model_directory
 from tutelage.components.core.models import ScalarModel, check_agreement, load_scalar_model, load_tokenizer, save_model
 from tutelage.components.core.records import Pair
 from tutelage.components.core.registry import get
-from tutelage.components.core.trainer import Metrics, Trainer, planned_steps
+from tutelage.components.core.schedule import planned_steps
+from tutelage.components.core.trainer import Metrics, Trainer
 from tutelage.components.reward_model.stage import Config, Result
 
 Objective = Callable[..., tuple[Tensor, dict[str, Tensor]]]

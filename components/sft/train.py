@@ -23,9 +23,10 @@ from tutelage.components.core.models import (
     train_tokenizer,
 )
 from tutelage.components.core.records import Demo
+from tutelage.components.core.schedule import planned_steps
 from tutelage.components.core.scores import Policy
 from tutelage.components.core.store import digest_of
-from tutelage.components.core.trainer import Metrics, Trainer, planned_steps
+from tutelage.components.core.trainer import Metrics, Trainer
 from tutelage.components.sft.stage import Config, Result
 
 

@@ -18,8 +18,9 @@ from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.models import save_model
 from tutelage.components.core.records import Pair
 from tutelage.components.core.registry import get
+from tutelage.components.core.schedule import planned_steps
 from tutelage.components.core.scores import Policy, SequenceScores
-from tutelage.components.core.trainer import Metrics, Trainer, planned_steps
+from tutelage.components.core.trainer import Metrics, Trainer
 from tutelage.components.policy_optimization.models import load, reference_logps
 from tutelage.components.policy_optimization.stage import Config, Result
 

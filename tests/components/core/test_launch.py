@@ -216,6 +216,17 @@ class TestSeveralProcesses:
         compare(series_of(alone), series_of(together), 1e-4)
 
     @pytest.mark.slow
+    def test_a_process_without_a_record_of_its_own_counts_nothing(
+        self, stages: Any, series_of: Callable[[Path], Any]
+    ) -> None:
+        # One pair a step, and one in the last batch that is evaluated: the other process only fills up.
+        training = {**TRAINING, "batch_size": 1, "max_steps": 4, "micro_batch_tokens": 160}
+        config = {"max_tokens": 80, "training": training}
+        _, alone = stages.run("reward_model", config, "one")
+        _, together = stages.run("reward_model", {**config, "training": {**training, "processes": 2}}, "two")
+        compare(series_of(alone), series_of(together), 1e-4)
+
+    @pytest.mark.slow
     def test_two_run_ppo(self, stages: Any, series_of: Callable[[Path], Any]) -> None:
         config = {
             "method": "ppo", "beta": 0.05, "max_tokens": 80,
