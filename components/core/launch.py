@@ -129,7 +129,7 @@ def _torchrun(
             # The trainer sets its threads itself; torchrun would set this, too, and say so.
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
-        code, told = _wait(subprocess.Popen(command, env={**os.environ, **environment}))
+        code, told = _run(command, {**os.environ, **environment})
         if told:
             raise SystemExit(TERMINATED)
         if code:
@@ -148,21 +148,27 @@ def _error_in(result: Path) -> TutelageError | None:
         return None
 
 
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
-    """The exit code of the process, and whether this one was told to end, which is passed on. Leaves none behind."""
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
+    """The exit code of the command, and whether this process was told to end, which is passed on."""
     told: list[bool] = []
+    processes: list[subprocess.Popen[bytes]] = []
 
     def pass_on() -> None:
         told.append(True)
-        process.terminate()
-
-    try:
-        with on_sigterm(pass_on):
-            return process.wait(), bool(told)
-    finally:
-        if process.poll() is None:
+        for process in processes:
             process.terminate()
-            process.wait()
+
+    with on_sigterm(pass_on):
+        process = subprocess.Popen(command, env=environment)
+        processes.append(process)
+        if told:
+            process.terminate()
+        try:
+            return process.wait(), bool(told)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
 
 def _load(path: Path | None) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tutelage.components.core.errors import ConfigError
 from tutelage.components.core.registry import register
-
-if TYPE_CHECKING:
-    import torch
 
 
 class RewardSource(Protocol):
@@ -50,15 +48,17 @@ class LearnedReward:
         *,
         max_tokens: int = 512,
         micro_batch_tokens: int = 16384,
-        device: torch.device | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         import torch
 
         from tutelage.components.core.batches import Encoder
         from tutelage.components.core.models import ScalarModel, check_agreement, load_scalar_model, load_tokenizer
 
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model, tokenizer = load_scalar_model(directory), load_tokenizer(directory)
+        local = int(os.environ.get("LOCAL_RANK", "0"))  # each process of several has its own GPU
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        model = load_scalar_model(directory, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(directory, trust_remote_code=trust_remote_code)
         check_agreement(model, tokenizer, where=str(directory))
         self.model = ScalarModel(model).to(self.device).eval()
         self.encoder = Encoder(tokenizer, max_tokens)

@@ -232,8 +232,9 @@ def _sources(config: Config, context: StageContext, reward_model: Path | None) -
         directory = locate_model(config.reward_uri, context.work / "reward", tracking_uri=context.settings.tracking_uri)
     if directory:
         sources["learned"] = LearnedReward(
-            directory, max_tokens=config.max_tokens, micro_batch_tokens=config.micro_batch_tokens
-        )
+            directory, max_tokens=config.max_tokens, micro_batch_tokens=config.micro_batch_tokens,
+            trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
     return sources
 
 

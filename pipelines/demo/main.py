@@ -95,7 +95,7 @@ def _table(models: Sequence[Mapping[str, Any]], prompts: int) -> Any:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     table.add_column("\nmodel", no_wrap=True)
     headings = ("learned\nreward", "gold\nreward", "gold gain\nover SFT", "wins\nover SFT", "KL to\nSFT", "\nlength")
-    for heading in (*headings, "dis-\ntinct-2"):
+    for heading in (*headings, "\ndist-2"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in models:
         table.add_row(

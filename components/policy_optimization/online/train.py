@@ -86,7 +86,7 @@ def _critic(config: Config, policy: Path, reward_model: Path | None) -> Any:
 
 def _source(name: str, config: Config, reward_model: Path | None) -> RewardSource:
     if name == "learned" and reward_model is not None:
-        return LearnedReward(reward_model, max_tokens=config.max_tokens)
+        return LearnedReward(reward_model, max_tokens=config.max_tokens, trust_remote_code=config.trust_remote_code)
     return get("reward source", name)()
 
 

@@ -198,3 +198,21 @@ def test_log_is_a_plain_line_with_the_stage(settings: Settings, capsys: pytest.C
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'store_url'.*Did you mean 'store_uri'"):
         Settings.build({"store_url": "s3://bucket"})
+
+
+def test_what_a_failed_stage_left_is_kept_and_of_one_that_succeeds_nothing(settings: Settings, tmp_path: Path) -> None:
+    output = tmp_path / "dataset"
+    output.mkdir()
+    (output / "quarantine.jsonl").write_text('{"row": 1, "reason": "malformed_json"}\n')
+    (output / "weights.bin").write_bytes(b"not this")
+    outputs = {"dataset": str(output)}
+    with open_stage("data_prep", {}, settings, outputs=outputs) as (context, _):
+        store = context.store
+    assert store.list("failed") == []
+
+    with pytest.raises(DataError), open_stage("data_prep", {}, settings, outputs=outputs) as (context, _):
+        raise DataError("too many bad rows")
+
+    kept = f"failed/{context.run_id}/data_prep/dataset/quarantine.jsonl"
+    assert store.list("failed") == [kept]
+    assert store.read(kept) == (output / "quarantine.jsonl").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from tutelage.components.core.batches import Batch, Group, Sequence, response_tokens
 from tutelage.components.core.config import TrainingConfig
-from tutelage.components.core.errors import ArtifactError, TrainingError
+from tutelage.components.core.errors import ArtifactError, ConfigError, TrainingError
 from tutelage.components.core.schedule import planned_steps
 from tutelage.components.core.scores import Policy
 from tutelage.components.core.trainer import Metrics, Trainer
@@ -126,6 +127,19 @@ class TestUpdate:
             trainer.update(groups_of(*self.LENGTHS), cross_entropy, units=response_tokens)
             losses.append(trainer.report({})["train/loss"])
         assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_without_deepspeed_it_cannot_shard(
+    make_trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+
+    def without(name: str, package: str | None = None) -> Any:
+        return None if name == "deepspeed" else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(ConfigError, match=r"training\.zero_stage 2 needs the package deepspeed"):
+        make_trainer(zero_stage=2)
 
 
 class TestSchedule:
