@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,8 +125,11 @@ def compare(
             rewards=ordered,
         )
         write_manifest(evaluation, kind="evaluation", config=values, inputs=inputs)
-        report_from(evaluation, report)
-        context.tracker.log_artifact(report, "report")
+        # MLflow shows a page by its name; Kubeflow knows its type and gives it a name of its own.
+        page = report_from(evaluation, context.work / "report.html")
+        context.tracker.log_artifact(page)
+        report.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, report)
     context.log(f"verdict: {gate['verdict']}; wrote {evaluation} and the report to {report}")
     for check in gate["checks"]:
         outcome = "passed" if check["passed"] else "FAILED"

@@ -36,7 +36,7 @@ def test_everything_but_the_platforms_own_artifacts_on_s3(
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     keys = [item["Key"] for page in pages for item in page["Contents"]]
     assert any(key.startswith("tutelage/models/tutelage/") and key.endswith("/model.safetensors") for key in keys)
-    assert any(key.startswith("mlflow/") and "report" in key for key in keys)
+    assert any(key.startswith("mlflow/") and key.endswith("/report.html") for key in keys)
     assert any(key == f"tutelage/runs/{run.run_id}/sft.json" for key in keys)
     assert not any("checkpoints/" in key for key in keys), "a run that succeeded needs them no more"
     assert list((tmp_path / "store").rglob("*")) == [], "nothing goes to the local store"
