@@ -13,7 +13,7 @@ import pytest
 import torch
 
 TRAINING = {
-    "batch_size": 16, "max_steps": 45, "epochs": 9, "threads": 1, "learning_rate": 1e-3,
+    "batch_size": 16, "max_steps": 80, "epochs": 9, "threads": 1, "learning_rate": 1e-3,
     "log_every": 5, "checkpoint_every": 7,
 }  # fmt: skip
 SHAPE = {"vocabulary": 300, "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "context": 80}
