@@ -39,8 +39,8 @@ def launch(
     Raises what the stage raises; ConfigError for a path that is missing or not one of the stage's; TrainingError when a
     process of several dies.
     """
-    # Read when torch is loaded: threads that spin while they wait take the time of those they wait for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch is loaded: threads that spin long while they wait take the time of those they wait for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     inputs, outputs = dict(inputs or {}), dict(outputs or {})
     module = importlib.import_module(f"tutelage.components.{stage}.stage")
     _check_paths(module.run, stage, {**inputs, **outputs})
