@@ -36,7 +36,8 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         encoder = Encoder(tokenizer, config.max_tokens)
         pairs = {split: tables.load(dataset / f"pairs.{split}.jsonl", Pair) for split in ("train", "eval")}
         pairs["eval"] = drawn(pairs["eval"], config.training.eval_examples)
-        groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
+        with context.phase("encode"):
+            groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
     context.log(f"{len(groups['train']):,} pairs to learn from, {len(groups.get('eval', [])):,} held out")
 
     steps = planned_steps(config.training, len(groups["train"]))
@@ -62,7 +63,8 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         state = trainer.trained_state()
         scalar: ScalarModel = trainer.unwrapped()
         if config.normalise:
-            mean, std = _reward_moments(trainer, groups["train"][:2000])
+            with context.phase("normalise"):
+                mean, std = _reward_moments(trainer, groups["train"][:2000])
             scalar.normalise(mean, std)
             context.log(f"rewards of the training texts had mean {mean:.3f} and std {std:.3f}; scaled to 0 and 1")
         if context.main:

@@ -38,7 +38,8 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
         torch.manual_seed(config.seed)
         model, tokenizer, origin = _model(config, context, demos["train"])
         encoder = Encoder(tokenizer, config.max_tokens)
-        groups = {split: _encode(some, encoder, config, context) for split, some in demos.items() if some}
+        with context.phase("encode"):
+            groups = {split: _encode(some, encoder, config, context) for split, some in demos.items() if some}
     context.log(f"{len(groups['train']):,} demonstrations to learn from, {len(groups.get('eval', [])):,} held out")
 
     steps = planned_steps(config.training, len(groups["train"]))

@@ -35,7 +35,8 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         encoder = Encoder(tokenizer, config.max_tokens)
         pairs = {split: tables.load(dataset / f"pairs.{split}.jsonl", Pair) for split in ("train", "eval")}
         pairs["eval"] = drawn(pairs["eval"], config.training.eval_examples)
-        groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
+        with context.phase("encode"):
+            groups = {split: encoder.pairs(some, context.log) for split, some in pairs.items() if some}
     context.log(f"{config.method} on {len(groups['train']):,} pairs, {len(groups.get('eval', [])):,} held out")
 
     inputs = {"dataset": data.digest, "policy": read_manifest(policy, verify=False).digest}
