@@ -112,7 +112,7 @@ class Trainer:
             group["lr"] = peak * factor
         for number, (indices, weight) in enumerate(parts):
             batch = collate([groups[index] for index in indices], self.pad)
-            padding = (batch.input_ids.numel() - int(batch.lengths.sum()), batch.input_ids.numel())
+            size = batch.input_ids.numel()
             batch, last = batch.to(self.device), number == len(parts) - 1
             self.accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -122,7 +122,9 @@ class Trainer:
                 self.accelerator.backward(summed * (weight * self.world / total))
             losses.append((summed.detach(), batch.ids))
             count = sum(units(groups[index]) for index in indices)
-            self.meter.add({"train/loss": (summed, count), "speed/padding": padding, **metrics}, weight)
+            self.meter.add(
+                {"train/loss": (summed, count), "speed/padding": (batch.padding * size, size), **metrics}, weight
+            )
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self._refuse_nan(groups, losses, norm)
         self.optimizer.step()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tutelage.components.core import tables
 from tutelage.components.core.batches import Encoder, collate, drawn, micro_batches
@@ -41,6 +42,14 @@ class Candidate:
     name: str
     role: str
     source: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer, ready to answer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,12 @@ def compare(
 
     answers: dict[str, Answers] = {}
     with context.progress(len(candidates), "answers", unit="model") as bar:
+        # The reference is loaded once: every other model's answers are read by it.
+        reference = _load(candidates[0].source, config)
         for one in candidates:
             with context.phase("answer"):
-                answers[one.name] = answer(one, candidates[0], prompts, config, context)
+                loaded = reference if one.source == candidates[0].source else _load(one.source, config)
+                answers[one.name] = answer(loaded, reference, prompts, config)
             bar.advance(1)
     texts = [prompt.prompt for prompt in prompts]
     with context.phase("score"):
@@ -138,49 +150,47 @@ def compare(
 
 
 @torch.inference_mode()
-def answer(
-    one: Candidate, reference: Candidate, prompts: Sequence[Prompt], config: Config, context: StageContext
-) -> Answers:
+def answer(one: Loaded, reference: Loaded, prompts: Sequence[Prompt], config: Config) -> Answers:
     """Samples one answer to each prompt and measures its distance to the reference, which reads the same tokens.
 
     Where the tokenizers differ, the reference reads the same text in its own tokens.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(one.source, trust_remote_code=config.trust_remote_code)
-    model = load_policy(one.source, trust_remote_code=config.trust_remote_code).to(device)
-    encoder = Encoder(tokenizer, config.max_tokens)
+    encoder = Encoder(one.tokenizer, config.max_tokens)
     before = [encoder.prompt(prompt.prompt) for prompt in prompts]
-    drawn = [only for (only,) in sample(model, before, config.sampling, end=encoder.end, seed=config.seed)]
-    texts = [encoder.decode(one.tokens[:-1] if one.ended else one.tokens) for one in drawn]
+    drawn = [only for (only,) in sample(one.policy.model, before, config.sampling, end=encoder.end, seed=config.seed)]
+    texts = [encoder.decode(given.tokens[:-1] if given.ended else given.tokens) for given in drawn]
     own = [
         Tokens(str(index), head + tail.tokens, len(head))
         for index, (head, tail) in enumerate(zip(before, drawn, strict=True))
     ]
-    if one.source == reference.source:
+    if one is reference:
         return Answers(texts, [len(given.tokens) for given in drawn], [0.0] * len(drawn))
-    logps = _summed_logps(Policy(model), own, tokenizer.pad_token_id, config, device)
-    reference_tokenizer = load_tokenizer(reference.source, trust_remote_code=config.trust_remote_code)
-    if reference_tokenizer.get_vocab() != tokenizer.get_vocab():
-        reader = Encoder(reference_tokenizer, config.max_tokens)
+    logps = _summed_logps(one, own, config)
+    if reference.tokenizer.get_vocab() != one.tokenizer.get_vocab():
+        reader = Encoder(reference.tokenizer, config.max_tokens)
         own = [
             reader(str(index), prompt.prompt, text, ended=given.ended)
             for index, (prompt, text, given) in enumerate(zip(prompts, texts, drawn, strict=True))
         ]
-    reference_model = Policy(load_policy(reference.source, trust_remote_code=config.trust_remote_code).to(device))
-    reference_logps = _summed_logps(reference_model, own, reference_tokenizer.pad_token_id, config, device)
+    reference_logps = _summed_logps(reference, own, config)
     return Answers(
         texts, [len(given.tokens) for given in drawn], [a - b for a, b in zip(logps, reference_logps, strict=True)]
     )
 
 
-def _summed_logps(
-    policy: Policy, sequences: Sequence[Tokens], pad: int, config: Config, device: torch.device
-) -> list[float]:
+def _load(source: str, config: Config) -> Loaded:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    return Loaded(tokenizer, Policy(load_policy(source, trust_remote_code=config.trust_remote_code).to(device)))
+
+
+def _summed_logps(one: Loaded, sequences: Sequence[Tokens], config: Config) -> list[float]:
+    device = next(one.policy.parameters()).device
     groups = [(sequence,) for sequence in sequences]
     found = [0.0] * len(groups)
     for indices, _ in micro_batches(groups, tokens=config.micro_batch_tokens):
-        batch = collate([groups[index] for index in indices], pad).to(device)
-        logps, _ = policy(batch.input_ids, batch.mask, temperature=config.sampling.temperature or 1.0)
+        batch = collate([groups[index] for index in indices], one.tokenizer.pad_token_id).to(device)
+        logps, _ = one.policy(batch.input_ids, batch.mask, temperature=config.sampling.temperature or 1.0)
         for index, value in zip(indices, logps.sum(1).tolist(), strict=True):
             found[index] = value
     return found
