@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 OUTPUT ?= tutelage-demo
 # More arguments for pip, such as an index with CPU builds of torch.
 PIP_ARGS ?=
+# Arguments of the training benchmark, such as --models small.
+BENCH_ARGS ?=
 # Names of the images, and more arguments for docker build.
 IMAGES ?= tutelage
 DOCKER_ARGS ?=
@@ -37,8 +39,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## Measurements; see tests/benchmarks/README.md
+bench: $(VENV)/.bench  ## Measurements; see tests/benchmarks/README.md
 	$(BIN)/python tests/benchmarks/data_preparation.py
+	$(BIN)/python tests/benchmarks/training.py $(BENCH_ARGS)
 
 images:  ## Both images of the stages; see docker/README.md
 	@for target in light train; do \
@@ -62,4 +65,8 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml docker/constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(INSTALL) -e '.[bench]'
 	@touch $@

@@ -4,28 +4,82 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from tutelage.components.core.config import TrainingConfig
 from tutelage.components.core.errors import ConfigError, TrainingError
+from tutelage.components.core.zero import deepspeed_plugin
+
+# What torchrun tells a process of several.
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raises ConfigError for a configuration that this machine cannot train with. Call it before a model is loaded."""
+    if config.zero_stage and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"training.zero_stage {config.zero_stage} needs the package deepspeed",
+            fix="pip install 'tutelage[deepspeed]', or set zero_stage to 0.",
+        )
+    if config.lora:
+        from tutelage.components.core.lora import check_packages
+
+        check_packages(config.lora)
+    processes = _check_processes(config)
+    if not torch.cuda.is_available():
+        return
+    gpus = torch.cuda.device_count()
+    if processes > gpus:
+        raise ConfigError(
+            f"{processes} processes cannot share {gpus} GPU(s)",
+            where="training.processes",
+            fix=f"Set it to {gpus} or less, or to 0 for one process per GPU.",
+        )
+    if config.precision != "fp32" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name()} does not compute in bfloat16",
+            where=f"training.precision {config.precision}",
+            fix="Set it to fp32, or use a GPU of the Ampere generation or later.",
+        )
+
+
+def _check_processes(config: TrainingConfig) -> int:
+    """How many processes run, or will, on this machine."""
+    if "WORLD_SIZE" not in os.environ:
+        return config.processes or 1
+    given = {name: os.environ.get(name, "") for name in RANKS}
+    said = ", ".join(f"{name}={value or 'unset'}" for name, value in given.items())
+    fix = "Start the processes with torchrun, or unset WORLD_SIZE to start them from here."
+    if not all(value.isdecimal() for value in given.values()):
+        raise ConfigError(f"the processes do not know of each other: {said}", where="the environment", fix=fix)
+    rank, local_rank, world, local = (int(given[name]) for name in RANKS)
+    if not (local_rank <= rank < world and local_rank < local <= world):
+        raise ConfigError(f"the processes' numbers disagree: {said}", where="the environment", fix=fix)
+    if config.processes not in (0, local):
+        raise ConfigError(
+            f"{config.processes} processes are asked for, and {local} were started on this machine",
+            where="training.processes",
+            fix=f"Set it to {local}, or to 0 to take those that were started.",
+        )
+    return local
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """accelerate for this process, which torchrun may have started with others. Sets the CPU threads, too.
 
-    Raises ConfigError if DeepSpeed is asked for and not there, TrainingError if accelerate does not do what is asked.
+    Raises ConfigError for what `check_training` refuses, TrainingError if accelerate does not do what is asked.
     """
+    check_training(config)
     distributed, cuda = "WORLD_SIZE" in os.environ, torch.cuda.is_available()
     AcceleratorState._reset_state(reset_partial_state=not distributed)
     if not cuda:
         # transformers imports DeepSpeed wherever it is installed, and it would look for devices and warn.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    plugin = _deepspeed(config) if config.zero_stage else None
+    plugin = deepspeed_plugin(config) if config.zero_stage else None
     # Unless the back end is named, accelerate on CPU takes each process for the only one.
     handlers = [InitProcessGroupKwargs(backend="gloo")] if distributed and not cuda else []
     accelerator = Accelerator(
@@ -44,29 +98,3 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(config.threads or max(1, len(os.sched_getaffinity(0)) // local))
     return accelerator
-
-
-def _deepspeed(config: TrainingConfig) -> DeepSpeedPlugin:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError(
-            f"training.zero_stage {config.zero_stage} needs the package deepspeed",
-            fix="pip install 'tutelage[deepspeed]', or set zero_stage to 0.",
-        )
-    import deepspeed
-
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # in DeepSpeed's calls
-    # DeepSpeed would compile this operation for a minute, and fail without a compiler. gloo does without it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    plugin = DeepSpeedPlugin(
-        zero_stage=config.zero_stage,
-        gradient_accumulation_steps=1,
-        gradient_clipping=config.max_grad_norm,
-        zero3_init_flag=False,
-        zero3_save_16bit_model=config.zero_stage == 3,  # that is: gathers the weights when they are exported
-    )
-    settings = plugin.deepspeed_config
-    assert settings is not None
-    # The batches are ours: DeepSpeed only wants a number.
-    settings["train_micro_batch_size_per_gpu"] = 1
-    settings["torch_autocast"] = {"enabled": config.precision == "bf16", "dtype": "bfloat16"}
-    return plugin

@@ -1,22 +1,18 @@
-"""From records to batches: tokens, response masks and length-sorted micro-batches under a token budget."""
+"""Micro-batches: sequences of tokens end to end, shared prompts once, cut by length under a token budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from tutelage.components.core.errors import DataError
-from tutelage.components.core.records import Pair
 
 Item = TypeVar("Item")
-# The share of the token budget from which on a micro-batch may be closed early.
-ENOUGH = 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,110 +26,105 @@ class Sequence:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        return self.tokens[: self.prompt_length]
+
 
 # What is forwarded together: one sequence, the chosen and the rejected of a pair, or the members of a group.
 Group = tuple[Sequence, ...]
 
 
-class Encoder:
-    """Turns prompts and responses into tokens. Prompt and response are tokenized apart and joined, so that the
-    prompt's tokens are a prefix by construction, also where a tokenizer would merge across the boundary.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.end = int(tokenizer.eos_token_id)
-        self.start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-
-    def prompt(self, prompt: Any) -> tuple[int, ...]:
-        """Tokens of a prompt: text (after the start token, if there is one) or messages (by the chat template)."""
-        if isinstance(prompt, str):
-            return tuple(self.start + self.tokenizer.encode(prompt, add_special_tokens=False))
-        if self.tokenizer.chat_template is None:
-            raise DataError(
-                "prompts are messages, but the tokenizer has no chat template",
-                fix="Give a chat model, or plain text prompts.",
-            )
-        messages = [{"role": message.role, "content": message.content} for message in prompt]
-        tokens = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return tuple(int(token) for token in tokens)
-
-    def __call__(self, id: str, prompt: Any, response: str, *, ended: bool = True) -> Sequence:
-        """`ended` says whether the response came to its end, so that the end token belongs to it."""
-        before = self.prompt(prompt)
-        tokens = self.tokenizer.encode(response, add_special_tokens=False)
-        return Sequence(id, (*before, *tokens, self.end) if ended else (*before, *tokens), len(before))
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """Text of tokens, special ones left out."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def pairs(self, pairs: Iterable[Pair], report: Callable[[str], None]) -> list[Group]:
-        """(chosen, rejected) of each pair that fits into the context."""
-        encoded = (
-            (self(pair.id, pair.prompt, pair.chosen), self(pair.id, pair.prompt, pair.rejected)) for pair in pairs
-        )
-        return self.keep(encoded, report)
-
-    def keep(self, groups: Iterable[Group], report: Callable[[str], None]) -> list[Group]:
-        """The groups whose every sequence fits into the context; says how many do not, and which.
-
-        Raises DataError if none fits.
-        """
-        fitting: list[Group] = []
-        dropped: list[Group] = []
-        for group in groups:
-            longest = max(group, key=len)
-            (dropped if len(longest) > self.max_tokens else fitting).append(group)
-        if dropped:
-            first = ", ".join(f"{group[0].id} ({max(map(len, group))} tokens)" for group in dropped[:3])
-            share = f"{len(dropped):,} of {len(dropped) + len(fitting):,} records"
-            report(f"left out {share} longer than {self.max_tokens} tokens: {first}")
-        if not fitting:
-            raise DataError(
-                f"no record fits into {self.max_tokens} tokens", fix="Raise max_tokens, or shorten the texts."
-            )
-        return fitting
-
-
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right. Causal attention never looks ahead, so right padding needs no attention mask.
+    """The R sequences of some groups, as N tokens end to end. What sequences with one prompt begin with is there once.
 
-    input_ids [R,T]; mask [R,T] is True on response tokens; lengths [R] real tokens; ids of the groups.
+    Over the N tokens: input_ids [N] and positions [N] in their sequences.
+    Over rows, one per sequence, padded on the right to T: mask [R,T], True on response tokens; lengths [R];
+    layout [1,2,R,T]: layout[0,0] says which of the N tokens stands there (0 on padding), and the first N entries of
+    layout[0,1], flattened, where each token stands first (see `attention.rows_attention`).
+    Over the M response tokens, row by row: targets [M], their places [M] in the flattened rows, and predictors [M],
+    which of the N tokens each follows. ends [R]: which of the N tokens is each row's last.
+    ids are those of the groups. real: tokens of all rows together, so N / real is what sharing leaves to compute.
     """
 
     ids: tuple[str, ...]
     input_ids: Tensor
+    positions: Tensor
+    layout: Tensor
     mask: Tensor
     lengths: Tensor
-    padding: float
+    targets: Tensor
+    places: Tensor
+    predictors: Tensor
+    ends: Tensor
+    real: int
+
+    @property
+    def rows(self) -> Tensor:
+        """Which of the N tokens stands where: [R,T]."""
+        return self.layout[0, 0]
 
     def to(self, device: torch.device) -> Batch:
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            mask=self.mask.to(device, non_blocking=True),
-            lengths=self.lengths.to(device, non_blocking=True),
-        )
+        moved: dict[str, Any] = {
+            field.name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
 
 
-def collate(groups: SequenceOf[Group], pad: int) -> Batch:
+def collate(groups: SequenceOf[Group]) -> Batch:
     """One row per sequence, the members of a group next to each other."""
-    rows = [sequence for group in groups for sequence in group]
-    width = max(map(len, rows))
-    input_ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for row, sequence in enumerate(rows):
-        input_ids[row, : len(sequence)] = torch.tensor(sequence.tokens)
-        mask[row, sequence.prompt_length : len(sequence)] = True
-    mask[:, 0] = False  # nothing comes before the first token, so nothing predicts it
-    lengths = torch.tensor([len(sequence) for sequence in rows])
+    sequences = [sequence for group in groups for sequence in group]
+    height, width = len(sequences), max(map(len, sequences))
+    tokens: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
+    rows = torch.zeros((height, width), dtype=torch.long)
+    starts: dict[tuple[int, ...], tuple[Sequence, int]] = {}
+    for row, sequence in enumerate(sequences):
+        other, before = starts.get(sequence.prompt, (None, 0))
+        shared = 0 if other is None else _common(sequence.tokens, other.tokens, sequence.prompt_length)
+        if other is None:
+            starts[sequence.prompt] = sequence, row
+        else:
+            rows[row, :shared] = rows[before, :shared]
+        rows[row, shared : len(sequence)] = torch.arange(len(tokens), len(tokens) + len(sequence) - shared)
+        tokens += sequence.tokens[shared:]
+        positions += range(shared, len(sequence))
+        owners += range(row * width + shared, row * width + len(sequence))
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    # Nothing comes before the first token, so nothing predicts it.
+    prompts = torch.tensor([max(1, sequence.prompt_length) for sequence in sequences])
+    column = torch.arange(width)
+    mask = (column >= prompts.unsqueeze(1)) & (column < lengths.unsqueeze(1))
+    places = mask.flatten().nonzero().squeeze(1)
+    input_ids, flat = torch.tensor(tokens), rows.flatten()
+    layout = torch.zeros((1, 2, height, width), dtype=torch.long)
+    layout[0, 0] = rows
+    layout[0, 1].view(-1)[: len(owners)] = torch.tensor(owners)
     return Batch(
-        tuple(group[0].id for group in groups), input_ids, mask, lengths, 1.0 - float(lengths.sum()) / input_ids.numel()
+        ids=tuple(group[0].id for group in groups),
+        input_ids=input_ids,
+        positions=torch.tensor(positions),
+        layout=layout,
+        mask=mask,
+        lengths=lengths,
+        targets=input_ids[flat[places]],
+        places=places,
+        predictors=flat[places - 1],
+        ends=rows.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1),
+        real=int(lengths.sum()),
     )
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...], known: int) -> int:
+    """How many tokens both begin with; `known` of them are."""
+    end = min(len(one), len(other))
+    while known < end and one[known] == other[known]:
+        known += 1
+    return known
 
 
 def response_tokens(group: Group) -> float:
@@ -163,35 +154,62 @@ def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
 def micro_batches(
     groups: SequenceOf[Group], *, tokens: int, ranks: int = 1, rank: int = 0
 ) -> list[tuple[list[int], float]]:
-    """Splits one global batch into length-sorted micro-batches of at most `tokens` padded tokens.
+    """Splits one global batch by length into micro-batches of at most `tokens` tokens, rows padded.
 
-    Returns this rank's [(indices into groups, weight)]; every rank gets as many. The weight is 1 but for a filler of
-    weight 0 where there are fewer micro-batches than ranks ask for.
+    Groups with the same prompt stay next to each other, so that it is computed once.
+    Returns this rank's [(indices into groups, weight)]; every rank gets as many, of about the same size. The weight is
+    1 but for a filler of weight 0 where there are fewer micro-batches than ranks ask for.
     Raises DataError for a group that is too long alone.
     """
-    order = sorted(range(len(groups)), key=lambda index: (-_width(groups[index]), index))
-    parts: list[list[int]] = []
-    for index in order:
-        width, size = _width(groups[index]), len(groups[index])
-        if width * size > tokens:
+    longest: dict[tuple[int, ...], int] = {}
+    for group in groups:
+        longest[group[0].prompt] = max(_width(group), longest.get(group[0].prompt, 0))
+    order = sorted(
+        range(len(groups)),
+        key=lambda index: (-longest[groups[index][0].prompt], groups[index][0].prompt, -_width(groups[index]), index),
+    )
+    shapes = [(_width(group), len(group)) for group in groups]
+    for group, (width, rows) in zip(groups, shapes, strict=True):
+        if width * rows > tokens:
             raise DataError(
-                f"record {groups[index][0].id} takes {width * size} tokens, a micro-batch holds {tokens}",
+                f"record {group[0].id} takes {width * rows} tokens, a micro-batch holds {tokens}",
                 fix="Raise training.micro_batch_tokens, or lower max_tokens.",
             )
-        widest = _width(groups[parts[-1][0]]) if parts else 0
-        full = not parts or widest * size * (len(parts[-1]) + 1) > tokens
-        # Once a micro-batch is well filled, what is much shorter does better in one of its own than in padding.
-        wasteful = parts and width < 0.75 * widest and widest * size * len(parts[-1]) >= tokens * ENOUGH
-        if not (full or wasteful):
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    while len(parts) % ranks and len(largest := max(parts, key=len)) > 1:
+    parts = _cut(order, shapes, tokens)
+    if ranks > 1 and parts:
+        # The smallest budget that takes no more rounds: so every rank gets about the same.
+        most = -(-len(parts) // ranks) * ranks
+        least = max(width * rows for width, rows in shapes)
+        budget = bisect_left(range(tokens), True, lo=least, key=lambda few: len(_cut(order, shapes, few)) <= most)
+        parts = _cut(order, shapes, budget)
+    while len(parts) % ranks and (divisible := [part for part in parts if len(part) > 1]):
+        largest = max(divisible, key=lambda part: _size(part, shapes))
         parts.remove(largest)
-        parts += [largest[::2], largest[1::2]]
-    parts.sort(key=lambda part: -_width(groups[part[0]]) * len(part))
+        parts += [largest[: len(largest) // 2], largest[len(largest) // 2 :]]
+    parts.sort(key=lambda part: -_size(part, shapes))
     weighted = [(part, 1.0) for part in parts] + [(part, 0.0) for part in parts[-1:]] * (-len(parts) % ranks)
-    return weighted[rank::ranks]
+    # Dealt there and back, so that no rank always gets the larger ones.
+    rounds = [weighted[start : start + ranks] for start in range(0, len(weighted), ranks)]
+    return [(one if number % 2 == 0 else one[::-1])[rank] for number, one in enumerate(rounds)]
+
+
+def _cut(order: SequenceOf[int], shapes: SequenceOf[tuple[int, int]], tokens: int) -> list[list[int]]:
+    """`order` in runs of at most `tokens` tokens; shapes: (width, rows) of each group."""
+    parts: list[list[int]] = []
+    rows = widest = 0
+    for index in order:
+        width, height = shapes[index]
+        if not parts or max(width, widest) * (rows + height) > tokens:
+            parts.append([])
+            rows = widest = 0
+        parts[-1].append(index)
+        rows, widest = rows + height, max(width, widest)
+    return parts
+
+
+def _size(part: SequenceOf[int], shapes: SequenceOf[tuple[int, int]]) -> int:
+    """Tokens of a micro-batch, rows padded."""
+    return max(shapes[index][0] for index in part) * sum(shapes[index][1] for index in part)
 
 
 def _width(group: Group) -> int:

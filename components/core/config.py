@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -99,6 +100,19 @@ class Architecture(StageConfig):
         return self
 
 
+class LoraConfig(StageConfig):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + alpha/rank B A, of which only A and B are trained."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the adapters' inputs.")
+    targets: tuple[str, ...] = Field((), description="Names of the adapted layers; empty: every linear layer inside.")
+    quantize: Literal["none", "nf4"] = Field("none", description="nf4: the frozen weights in 4 bits (QLoRA).")
+    export: Literal["merged", "adapter"] = Field(
+        "merged", description="merged: a model like any other. adapter: the adapters alone, with the base's address."
+    )
+
+
 class TrainingConfig(StageConfig):
     """How a model is trained: the same keys for every training stage. Batch sizes count examples."""
 
@@ -117,14 +131,44 @@ class TrainingConfig(StageConfig):
         "torch", description="Where epsilon is added: tensorflow's is larger in the first steps (see adam.py)."
     )
     max_grad_norm: float = Field(1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast over float32 weights.")
+    precision: Literal["fp32", "bf16", "bf16_pure"] = Field(
+        "fp32",
+        description="bf16: autocast over float32 weights. bf16_pure: bfloat16 weights, float32 ones in the optimizer.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Keep no activations inside layers and compute them again: less memory, a third slower."
+    )
+    lora: LoraConfig | None = Field(None, description="Train low-rank adapters instead of the weights.")
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; 0 leaves DeepSpeed out.")
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none", description="What ZeRO keeps in the CPU's memory; parameters (ZeRO 3 only) take the optimizer along."
+    )
     processes: int = Field(0, ge=0, description="Processes on this machine; 0: one per GPU, or one.")
     threads: int = Field(0, ge=0, description="CPU threads per process; 0: the processor's cores shared out.")
     eval_examples: int = Field(1000, ge=0, description="Held-out examples that are measured after each epoch.")
     log_every: int = Field(10, ge=1, description="Optimizer steps between logged metrics.")
     checkpoint_every: int = Field(200, ge=1, description="Optimizer steps between checkpoints.")
+    checkpoint_minutes: float = Field(
+        0.0, ge=0, description="And a checkpoint when the last one is that old; 0: by steps alone."
+    )
     keep_checkpoints: int = Field(2, ge=1)
+    peak_tflops: float = Field(
+        0.0, ge=0, description="Peak of one device, for the model FLOPs utilization; 0: as known by its name."
+    )
+
+    @model_validator(mode="after")
+    def _shards(self) -> TrainingConfig:
+        if self.offload != "none" and not self.zero_stage:
+            raise ValueError(f"offload {self.offload} is DeepSpeed's: it needs a zero_stage of 1 to 3")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload parameters needs zero_stage 3, which shards them; zero_stage is {self.zero_stage}"
+            )
+        if self.lora and self.lora.quantize != "none" and self.zero_stage == 3:
+            raise ValueError(
+                f"lora.quantize {self.lora.quantize} cannot be sharded: packed weights need a zero_stage of 0 to 2"
+            )
+        return self
 
 
 class SamplingConfig(StageConfig):
@@ -134,4 +178,29 @@ class SamplingConfig(StageConfig):
     temperature: float = Field(1.0, ge=0, description="0 takes the likeliest token.")
     top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; 0: from all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the smallest set of tokens with that probability.")
-    rows: int = Field(256, ge=1, description="Sequences that are generated side by side.")
+    rows: int = Field(256, ge=1, description="Sequences that are generated side by side; vllm decides by itself.")
+    engine: Literal["local", "vllm", "vllm_server"] = Field(
+        "local", description="vllm: vLLM in this process, on the same GPU. vllm_server: a server that serves the model."
+    )
+    server_url: str = Field("", description="vllm_server: its address, such as http://host:8000.")
+    gpu_memory: float = Field(
+        0.3, gt=0, lt=1, description="vllm: share of the GPU's memory for its copy of the weights and its cache."
+    )
+
+    @model_validator(mode="after")
+    def _server(self) -> SamplingConfig:
+        if "@" in self.server_url:
+            raise ValueError("server_url must hold no user or password: a key goes into VLLM_API_KEY")
+        if self.engine == "vllm_server" and not _is_http(self.server_url):
+            raise ValueError(f"engine vllm_server needs server_url, an http(s) address, not {self.server_url!r}")
+        if self.engine != "vllm_server" and self.server_url:
+            raise ValueError(f"server_url is for engine vllm_server, but engine is {self.engine}")
+        return self
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port that is none
+        return False

@@ -41,5 +41,9 @@ class TrackingError(TutelageError):
     """A tracking server that cannot be reached."""
 
 
+class SamplingError(TutelageError):
+    """An engine or a server that cannot be reached, or whose answer cannot be used."""
+
+
 class TrainingError(TutelageError):
     """A training run that cannot go on, such as one whose loss is not a number."""

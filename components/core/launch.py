@@ -48,6 +48,10 @@ def launch(
     if "WORLD_SIZE" not in os.environ and (count := _processes_to_start(config)):
         return _torchrun(stage, config, run_settings, inputs, outputs, count)
     with open_stage(stage, config, run_settings, inputs=inputs, outputs=outputs) as (context, record):
+        if training := getattr(config, "training", None):
+            with context.phase("imports"):
+                from tutelage.components.core.acceleration import check_training
+            check_training(training)
         paths = {name: Path(path) if path else None for name, path in {**inputs, **outputs}.items()}
         result = module.run(config, context, **paths).model_dump(mode="json")
         record["metrics"] = {name: value for name, value in result.items() if isinstance(value, int | float)}

@@ -25,6 +25,11 @@ class Meter:
             added = torch.stack([torch.as_tensor(part, device=self.device).detach().float() for part in pair]) * weight
             self.sums[name] = self.sums[name] + added if name in self.sums else added
 
+    def merge(self, other: Meter) -> None:
+        """Adds what another one has."""
+        for name, added in other.sums.items():
+            self.sums[name] = self.sums[name] + added if name in self.sums else added
+
     def totals(self, accelerator: Accelerator) -> dict[str, list[float]]:
         """[sum, count] of each metric over all processes since the last reading. One host sync."""
         if not self.sums:

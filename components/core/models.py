@@ -5,54 +5,53 @@ All weights are safetensors; remote code runs only where the user says so.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from tutelage.components.core.config import Architecture
+from tutelage.components.core.adapter_files import adapter_names, write_adapter
 from tutelage.components.core.errors import ArtifactError
+from tutelage.components.core.lora import adapter_state, has_adapters
 from tutelage.components.core.manifest import Manifest, write_manifest
-from tutelage.components.core.model_source import HUB_ID
+from tutelage.components.core.model_source import TOKENIZERS, Base, is_adapter, resolve_adapters
+from tutelage.components.core.pretrained import cast, first_line, from_pretrained, loading, named, save_whole
+from tutelage.components.core.quantization import is_quantized, nf4_loading
 
-WHOLE = "Give a directory with config.json and complete safetensors weights, or a hub id that can be reached."
+HEADS = ("score.", "classifier.")
+OUTPUT_SCALE = ("reward_gain", "reward_bias")  # what a reward model's configuration has besides its base's
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id, with a padding token. Raises ArtifactError without an end token."""
-    named = _named(source)
+    """The tokenizer of a model directory or hub id, with a padding token. Raises ArtifactError without an end token.
+
+    An adapter without a tokenizer has its base's.
+    """
+    if is_adapter(source) and not any((Path(source) / file).exists() for file in TOKENIZERS):
+        source, _ = resolve_adapters(source)
+    place = named(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**named, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ArtifactError(
-            f"its tokenizer cannot be loaded: {_first_line(error)}",
+            f"its tokenizer cannot be loaded: {first_line(error)}",
             where=str(source),
             fix="Give a directory with tokenizer.json and tokenizer_config.json, or a hub id that can be reached.",
         ) from None
@@ -68,39 +67,56 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 
 
 def load_policy(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    quantize: Literal["none", "nf4"] = "none",
+    compute: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a directory or hub id, dropout as its config says, in evaluation mode.
 
-    Raises ArtifactError where it is not there, or not whole: a reward model has no output layer, for one.
+    A directory with an adapter gives its base with the adapter merged. quantize: nf4 loads the linear layers in 4 bits,
+    frozen; compute: what their products are computed in, `dtype` unless told.
+    Raises ArtifactError where it is not there, or not whole: a reward model has no output layer, for one; ConfigError
+    where a package is missing.
     """
-    return _from_pretrained(AutoModelForCausalLM, source, dtype=dtype, trust_remote_code=trust_remote_code)
+    nf4 = nf4_loading(compute or dtype) if quantize == "nf4" else {}
+    return from_pretrained(AutoModelForCausalLM, source, dtype=dtype, trust_remote_code=trust_remote_code, nf4=nf4)
 
 
 def load_scalar_model(
-    source: str | Path, *, fresh_head: Literal["reward", "value"] | None = None, trust_remote_code: bool = False
+    source: str | Path,
+    *,
+    fresh_head: Literal["reward", "value"] | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    quantize: Literal["none", "nf4"] = "none",
+    compute: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """A backbone with one linear output per position (AutoModelForSequenceClassification, num_labels=1).
 
     fresh_head: "reward" draws a new head from N(0, 1/(d+1)) (variance), "value" sets it to zero, both without bias
-    (details of RLHF with PPO, R2 and P2); None keeps the head in the directory, which must have one.
-    Raises ArtifactError where the model is not there, not whole, or no reward model where one is needed.
+    (details of RLHF with PPO, R2 and P2); None keeps the head in the directory, which must have one. Adapters,
+    quantize and compute: as for `load_policy`.
+    Raises ArtifactError where the model is not there, not whole, or no reward model where one is needed; ConfigError
+    where a package is missing.
     """
-    with _loading(source):
-        config = AutoConfig.from_pretrained(**_named(source), trust_remote_code=trust_remote_code)
-    if fresh_head is None:
-        fix = "Give the directory of a reward model."
-        if not any("SequenceClassification" in name for name in config.architectures or []):
-            raise ArtifactError("it is no reward model: it has no scalar head", where=str(source), fix=fix)
-        if config.num_labels != 1:
-            raise ArtifactError(f"its head gives {config.num_labels} numbers, not one", where=str(source), fix=fix)
-    model = _from_pretrained(
+    nf4 = nf4_loading(compute or dtype) if quantize == "nf4" else {}
+    whole, adapters = resolve_adapters(source)
+    with loading(whole):
+        config = AutoConfig.from_pretrained(**named(whole), trust_remote_code=trust_remote_code)
+    if fresh_head is None and not any(_holds_head(adapter) for adapter in adapters):
+        _check_head(config, str(source))
+    model = from_pretrained(
         AutoModelForSequenceClassification,
         source,
-        new=() if fresh_head is None else ("score.", "classifier."),
+        new=() if fresh_head is None else HEADS,
+        dtype=dtype,
         num_labels=1,
         pad_token_id=_pad_id(config),
         trust_remote_code=trust_remote_code,
+        nf4=nf4,
     )
     head = scalar_head(model)
     if fresh_head is not None:
@@ -112,44 +128,6 @@ def load_scalar_model(
             if head.bias is not None:
                 head.bias.zero_()
     return model
-
-
-def build_policy(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A Llama with random weights from torch's global generator; input and output embeddings are tied."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=architecture.hidden_size,
-        intermediate_size=architecture.intermediate_size,
-        num_hidden_layers=architecture.layers,
-        num_attention_heads=architecture.heads,
-        num_key_value_heads=architecture.heads,
-        max_position_embeddings=architecture.context,
-        attention_dropout=architecture.dropout,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
-
-
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens, with <s>, </s> and <pad>, learned from the texts."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    special = ["<s>", "</s>", "<pad>"]
-    trainer = BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        clean_up_tokenization_spaces=False,
-    )
 
 
 def check_agreement(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
@@ -175,25 +153,32 @@ def save_model(
     files: tuple[Path, ...] = (),
     state: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    export: Literal["merged", "adapter"] = "merged",
+    base: Base | None = None,
 ) -> Manifest:
     """Writes weights (safetensors), tokenizer, `files` and, last, the manifest.
 
-    state: the weights, where the model does not hold them whole (sharded training). dtype: casts a copy of them.
+    state: the weights, or the trained ones, where the model does not hold them whole (sharded training). dtype: casts a
+    copy of them. export: of a model with adapters, a model like any other or the adapters alone, in peft's format,
+    which need a `base`: its address and digest go into the manifest. Raises ValueError for adapters without either.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    state = dict(state or model.state_dict())
-    if dtype is not None:
-        state = _cast(state, dtype)
-    model.save_pretrained(directory, state_dict=state)
-    if dtype is not None:
-        path = directory / "config.json"
-        path.write_text(
-            json.dumps({**json.loads(path.read_text()), "dtype": str(dtype).removeprefix("torch.")}, indent=2) + "\n"
-        )
+    extra = dict(extra or {})
+    if export == "adapter":
+        if base is None or not has_adapters(model):
+            raise ValueError("an adapter is a model's with adapters, and has a base")
+        pinned = base.digest.removeprefix("hub:") if base.digest.startswith("hub:") else base.uri
+        base = replace(base, uri=pinned, quantize="nf4" if is_quantized(model) else "none")
+        adapters = adapter_state(model, state)
+        write_adapter(model, directory, base, adapters if dtype is None else cast(adapters, dtype))
+        scale = {name: getattr(model.config, name) for name in OUTPUT_SCALE if hasattr(model.config, name)}
+        extra |= {"base": vars(base), "model_config": scale}
+    else:
+        save_whole(model, directory, state, dtype)
     tokenizer.save_pretrained(directory)
     for path in files:
         shutil.copy(path, directory / path.name)
-    return write_manifest(directory, kind=kind, config=dict(config), inputs=dict(inputs), extra=dict(extra or {}))
+    return write_manifest(directory, kind=kind, config=dict(config), inputs=dict(inputs), extra=extra)
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Linear:
@@ -209,86 +194,16 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
     )
 
 
-class ScalarModel(nn.Module):
-    """A scalar per position: a reward model reads it at the last real token, a value model everywhere.
-
-    `gain` and `bias` normalise the output (details of RLHF with PPO, R3); they are kept in the model's config.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-        self.gain = float(getattr(model.config, "reward_gain", 1.0))
-        self.bias = float(getattr(model.config, "reward_bias", 0.0))
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """input_ids [B,T], padded on the right, to values [B,T] in float32."""
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        return scalar_head(self.model)(hidden).squeeze(-1).float() * self.gain + self.bias
-
-    def rewards(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """The value at the last real token of each row: input_ids [B,T], lengths [B] to rewards [B]."""
-        values = self(input_ids)
-        return values.gather(1, (lengths - 1).unsqueeze(1)).squeeze(1)
-
-    def normalise(self, mean: float, std: float) -> None:
-        """Sets gain and bias so that rewards of this mean and std come out as 0 and 1: g = 1/s, b = -m/s."""
-        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-            raise ValueError(f"cannot normalise rewards of mean {mean} and std {std}")
-        self.gain, self.bias = self.gain / std, (self.bias - mean) / std
-        self.model.config.reward_gain, self.model.config.reward_bias = self.gain, self.bias
+def _holds_head(adapter: Path) -> bool:
+    return any(name.startswith(HEADS) for name in adapter_names(adapter))
 
 
-def _from_pretrained(
-    auto: Any,
-    source: str | Path,
-    *,
-    trust_remote_code: bool,
-    dtype: torch.dtype = torch.float32,
-    new: tuple[str, ...] = (),
-    **more: Any,
-) -> PreTrainedModel:
-    """new: prefixes of the weights that the source need not have."""
-    with _loading(source):
-        model, found = auto.from_pretrained(
-            **_named(source), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code,
-            output_loading_info=True, **more,
-        )  # fmt: skip
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(new)):
-        more_missing = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ArtifactError(f"the weight {missing[0]}{more_missing} is missing", where=str(source), fix=WHOLE)
-    return model.eval()
-
-
-@contextlib.contextmanager
-def _loading(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = _first_line(error)
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its weights have other shapes than config.json says"
-        raise ArtifactError(f"the model cannot be loaded: {reason}", where=str(source), fix=WHOLE) from None
-
-
-def _named(source: str | Path) -> dict[str, str]:
-    """How from_pretrained takes a directory or a hub id, with or without @revision. ArtifactError for neither."""
-    text = str(source)
-    if Path(text).is_dir():
-        return {"pretrained_model_name_or_path": text}
-    if not HUB_ID.fullmatch(text):
-        raise ArtifactError("there is no model directory", where=text, fix=WHOLE)
-    name, _, revision = text.partition("@")
-    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
-
-
-def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tied weights stay one tensor, which is then written once."""
-    cast: dict[tuple[int, torch.Size], Tensor] = {}
-    for tensor in state.values():
-        if tensor.is_floating_point():
-            cast.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
-    return {name: cast.get((tensor.data_ptr(), tensor.shape), tensor) for name, tensor in state.items()}
+def _check_head(config: Any, where: str) -> None:
+    fix = "Give the directory of a reward model."
+    if not any("SequenceClassification" in name for name in config.architectures or []):
+        raise ArtifactError("it is no reward model: it has no scalar head", where=where, fix=fix)
+    if config.num_labels != 1:
+        raise ArtifactError(f"its head gives {config.num_labels} numbers, not one", where=where, fix=fix)
 
 
 def _pad_id(config: Any) -> int | None:
@@ -297,7 +212,3 @@ def _pad_id(config: Any) -> int | None:
         return int(text.pad_token_id)
     end = getattr(text, "eos_token_id", None)
     return end[0] if isinstance(end, list) else end
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

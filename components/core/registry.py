@@ -28,13 +28,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Method:
-    """One registered function. `target` is "module:function"; `defaults` its keyword defaults."""
+    """One registered function. target: "module:function"; defaults: its keyword defaults; needs: keywords without one;
+    choices: what a keyword may be, where its type is a Literal.
+    """
 
     name: str
     family: str
     source: str
     target: str
     defaults: dict[str, Any] = field(hash=False)
+    needs: list[str] = field(hash=False)
+    choices: dict[str, list[Any]] = field(hash=False)
     summary: str
 
     def load(self) -> Callable[..., Any]:
@@ -75,10 +79,10 @@ def names(family: str) -> list[str]:
 
 def get(family: str, name: str) -> Callable[..., Any]:
     """The function registered as `name`. Raises ConfigError that lists the names there are."""
-    for method in catalogue():
-        if (method.family, method.name) == (family, name):
-            return method.load()
-    raise ConfigError(f"unknown {family} {name!r}", fix=f"Allowed: {', '.join(names(family)) or 'none'}.")
+    method = find(family, name)
+    if method is None:
+        raise ConfigError(f"unknown {family} {name!r}", fix=f"Allowed: {', '.join(names(family)) or 'none'}.")
+    return method.load()
 
 
 def _methods(path: Path, text: str) -> Iterator[Method]:
@@ -97,6 +101,8 @@ def _methods(path: Path, text: str) -> Iterator[Method]:
                     source=words["source"],
                     target=f"{module}:{node.name}",
                     defaults=_defaults(node),
+                    needs=_needs(node),
+                    choices=_choices(node),
                     summary=summary,
                 )
 
@@ -109,9 +115,32 @@ def _defaults(node: ast.FunctionDef | ast.ClassDef) -> dict[str, Any]:
     return {argument.arg: ast.literal_eval(value) for argument, value in pairs if value is not None}
 
 
+def _needs(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
+    if isinstance(node, ast.ClassDef):
+        return []
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return [argument.arg for argument, value in pairs if value is None]
+
+
+def _choices(node: ast.FunctionDef | ast.ClassDef) -> dict[str, list[Any]]:
+    arguments = node.args.kwonlyargs if isinstance(node, ast.FunctionDef) else []
+    return {
+        argument.arg: list(ast.literal_eval(kind.slice))
+        for argument in arguments
+        if isinstance(kind := argument.annotation, ast.Subscript)
+        and isinstance(kind.value, ast.Name)
+        and kind.value.id == "Literal"
+    }
+
+
+def find(family: str, name: str) -> Method | None:
+    """The method registered as `name`, if there is one."""
+    return next((one for one in catalogue() if (one.family, one.name) == (family, name)), None)
+
+
 def check_options(family: str, name: str, options: dict[str, Any]) -> None:
     """Raises ValueError (for a configuration's validator) if the method or an option is unknown, or of another kind."""
-    method = next((one for one in catalogue() if (one.family, one.name) == (family, name)), None)
+    method = find(family, name)
     if method is None:
         raise ValueError(f"unknown {family} {name!r}; allowed: {', '.join(names(family))}")
     unknown = sorted(set(options) - set(method.defaults))
@@ -120,6 +149,10 @@ def check_options(family: str, name: str, options: dict[str, Any]) -> None:
             f"{name} has no option {unknown[0]!r}; allowed: {', '.join(sorted(method.defaults)) or 'none'}"
         )
     for option, value in options.items():
+        if option in method.choices and value not in method.choices[option]:
+            raise ValueError(
+                f"option {option!r} of {name} has to be one of {', '.join(map(repr, method.choices[option]))}; got {value!r}"
+            )
         default, flag = method.defaults[option], isinstance(value, bool)
         if isinstance(default, bool) and not flag:
             raise ValueError(f"option {option!r} of {name} has to be true or false, got {value!r}")

@@ -52,8 +52,9 @@ class LearnedReward:
     ) -> None:
         import torch
 
-        from tutelage.components.core.batches import Encoder
-        from tutelage.components.core.models import ScalarModel, check_agreement, load_scalar_model, load_tokenizer
+        from tutelage.components.core.encoder import Encoder
+        from tutelage.components.core.models import check_agreement, load_scalar_model, load_tokenizer
+        from tutelage.components.core.scalar_model import ScalarModel
 
         local = int(os.environ.get("LOCAL_RANK", "0"))  # each process of several has its own GPU
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
@@ -73,13 +74,13 @@ class LearnedReward:
 
         groups = []
         for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            tokens = self.encoder(str(index), prompt, response).tokens[-self.encoder.max_tokens :]
-            groups.append((Tokens(str(index), tokens, 1),))
+            whole, room = self.encoder(str(index), prompt, response), self.encoder.max_tokens
+            groups.append((whole if len(whole) <= room else Tokens(whole.id, whole.tokens[-room:], 1),))
         rewards = torch.empty(len(groups))
         with torch.inference_mode():
             for indices, _ in micro_batches(groups, tokens=self.micro_batch_tokens):
-                batch = collate([groups[index] for index in indices], self.encoder.end).to(self.device)
-                rewards[indices] = self.model.rewards(batch.input_ids, batch.lengths).cpu()
+                batch = collate([groups[index] for index in indices]).to(self.device)
+                rewards[indices] = self.model(batch, ends=True).cpu()
         return rewards.tolist()
 
 

@@ -14,18 +14,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Encoder, collate, drawn, micro_batches
 from tutelage.components.core.batches import Sequence as Tokens
+from tutelage.components.core.batches import collate, drawn, micro_batches
 from tutelage.components.core.context import StageContext
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import ArtifactError, DataError
 from tutelage.components.core.manifest import read_manifest, write_manifest
 from tutelage.components.core.model_source import locate_model
 from tutelage.components.core.models import load_policy, load_tokenizer
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Prompt
 from tutelage.components.core.registry import get
 from tutelage.components.core.rewards import LearnedReward, RewardSource, prompt_text
-from tutelage.components.core.sampling import sample
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.samplers import make_sampler
 from tutelage.components.evaluation.gate import judge
 from tutelage.components.evaluation.measures import distinct_2, interval, paired_gain, win_rate
 from tutelage.components.evaluation.report_data import bundle
@@ -48,6 +49,7 @@ class Candidate:
 class Loaded:
     """A model with its tokenizer, ready to answer."""
 
+    source: str
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
 
@@ -157,7 +159,11 @@ def answer(one: Loaded, reference: Loaded, prompts: Sequence[Prompt], config: Co
     """
     encoder = Encoder(one.tokenizer, config.max_tokens)
     before = [encoder.prompt(prompt.prompt) for prompt in prompts]
-    drawn = [only for (only,) in sample(one.policy.model, before, config.sampling, end=encoder.end, seed=config.seed)]
+    sampler = make_sampler(
+        config.sampling, model=one.policy.model, source=one.source, max_tokens=config.max_tokens,
+        trust_remote_code=config.trust_remote_code,
+    )  # fmt: skip
+    drawn = [only for (only,) in sampler.sample(before, config.sampling, end=encoder.end, seed=config.seed)]
     texts = [encoder.decode(given.tokens[:-1] if given.ended else given.tokens) for given in drawn]
     own = [
         Tokens(str(index), head + tail.tokens, len(head))
@@ -181,7 +187,7 @@ def answer(one: Loaded, reference: Loaded, prompts: Sequence[Prompt], config: Co
 def _load(source: str, config: Config) -> Loaded:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    return Loaded(tokenizer, Policy(load_policy(source, trust_remote_code=config.trust_remote_code).to(device)))
+    return Loaded(source, tokenizer, Policy(load_policy(source, trust_remote_code=config.trust_remote_code).to(device)))
 
 
 def _summed_logps(one: Loaded, sequences: Sequence[Tokens], config: Config) -> list[float]:
@@ -189,8 +195,8 @@ def _summed_logps(one: Loaded, sequences: Sequence[Tokens], config: Config) -> l
     groups = [(sequence,) for sequence in sequences]
     found = [0.0] * len(groups)
     for indices, _ in micro_batches(groups, tokens=config.micro_batch_tokens):
-        batch = collate([groups[index] for index in indices], one.tokenizer.pad_token_id).to(device)
-        logps, _ = one.policy(batch.input_ids, batch.mask, temperature=config.sampling.temperature or 1.0)
+        batch = collate([groups[index] for index in indices]).to(device)
+        logps, _ = one.policy(batch, temperature=config.sampling.temperature or 1.0)
         for index, value in zip(indices, logps.sum(1).tolist(), strict=True):
             found[index] = value
     return found

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 from tutelage.components.core.config import SamplingConfig, StageConfig
 from tutelage.components.core.errors import ConfigError
 from tutelage.components.core.registry import names
+from tutelage.components.core.samplers import check_engine
 
 if TYPE_CHECKING:
     from tutelage.components.core.context import StageContext
@@ -78,6 +79,7 @@ def run(
         raise ConfigError(
             "there is nothing to judge by", fix="Give a gold reward (eval_gold) or a reward model (eval_reward_uri)."
         )
+    check_engine(config.sampling)
     with context.phase("imports"):
         from tutelage.components.evaluation.compare import compare
     return compare(

@@ -1,4 +1,4 @@
-"""What both families share: the policy with its tokenizer, and the reference's log-probs."""
+"""What both families share: the policy with its tokenizer, and the log-probs of a frozen model."""
 
 from __future__ import annotations
 
@@ -7,51 +7,90 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from torch import Tensor
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.components.core.batches import Group, collate, micro_batches
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.model_source import check_model_directory
 from tutelage.components.core.models import check_agreement, load_policy, load_tokenizer
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.reference import ReferenceCache
+from tutelage.components.core.trained_models import adapted, loading
 from tutelage.components.core.trainer import Trainer
 from tutelage.components.policy_optimization.stage import Config
 
 
 def load(config: Config, policy: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The policy to train and its tokenizer. Raises ArtifactError if it is none, is not whole or they disagree."""
+    """The policy to train, with its adapters if it has any, and its tokenizer.
+
+    Raises ArtifactError if it is none, is not whole or they disagree.
+    """
     check_model_directory(policy)
     read_manifest(policy, kind="policy", verify=False)
     tokenizer = load_tokenizer(policy, trust_remote_code=config.trust_remote_code)
-    model = load_policy(policy, trust_remote_code=config.trust_remote_code)
+    model = load_policy(policy, trust_remote_code=config.trust_remote_code, **loading(config.training))
     check_agreement(model, tokenizer, where=str(policy))
-    return model, tokenizer
+    torch.manual_seed(config.seed)
+    return adapted(model, config.training), tokenizer
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def frozen_logps(
-    reference: Policy, groups: Sequence[Group], *, tokens: int, pad: int, device: torch.device, temperature: float = 1.0
+    reference: nn.Module,
+    groups: Sequence[Group],
+    *,
+    tokens: int,
+    device: torch.device,
+    temperature: float = 1.0,
+    ranks: int = 1,
+    rank: int = 0,
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Log-probs of every sequence of every group, one [len(sequence)] tensor each on the CPU, by the group's id."""
+    """Log-probs of every sequence of every group of this rank's share, one [len(sequence)] tensor each on the CPU, by
+    the group's id. Every rank runs as many micro-batches, as sharded weights ask for.
+    """
     found: dict[str, tuple[Tensor, ...]] = {}
-    for indices, _ in micro_batches(groups, tokens=tokens):
+    for indices, _ in micro_batches(groups, tokens=tokens, ranks=ranks, rank=rank):
         chosen = [groups[index] for index in indices]
-        batch = collate(chosen, pad).to(device)
-        logps, _ = reference(batch.input_ids, batch.mask, temperature=temperature)
+        logps, _ = reference(collate(chosen).to(device), temperature=temperature)
         rows = iter(logps.cpu())
         for group in chosen:
             found[group[0].id] = tuple(next(rows)[: len(sequence)].clone() for sequence in group)
     return found
 
 
-def reference_logps(trainer: Trainer, reference: Policy, groups: Sequence[Group]) -> dict[str, tuple[Tensor, ...]]:
-    """frozen_logps in the trainer's precision. Every process computes its share, and all get all."""
-    with trainer.autocast():
-        found = frozen_logps(
-            reference, groups[trainer.rank :: trainer.world],
-            tokens=trainer.config.micro_batch_tokens, pad=trainer.pad, device=trainer.device,
-        )  # fmt: skip
-    shares = gather_object([found]) if trainer.world > 1 else [found]
-    return {id: logps for share in shares for id, logps in share.items()}
+def reference_logps(
+    trainer: Trainer, reference: nn.Module, groups: Sequence[Group], cache: ReferenceCache
+) -> dict[str, tuple[Tensor, ...]]:
+    """frozen_logps in the trainer's precision, out of the store where they are there.
+
+    reference: the model as it is before training. Every process calls it, computes its share of what is missing, and
+    gets all of it; the main one asks the store.
+    """
+
+    def compute(missing: Sequence[Group]) -> dict[str, tuple[Tensor, ...]]:
+        with trainer.evaluating():
+            found = frozen_logps(
+                reference, missing, tokens=trainer.config.micro_batch_tokens, device=trainer.device,
+                ranks=trainer.world, rank=trainer.rank,
+            )  # fmt: skip
+        shares = gather_object([found]) if trainer.world > 1 else [found]
+        return {id: logps for share in shares for id, logps in share.items()}
+
+    if trainer.world == 1:
+        return cache.get(groups, compute)
+    # What is told to the other processes: groups that are to be computed, or what came out.
+    if trainer.accelerator.is_main_process:
+        found = cache.get(groups, lambda missing: compute(_tell(missing)))
+        _tell(found)
+        return found
+    told = _tell(None)
+    if isinstance(told, list):
+        compute(told)
+        told = _tell(None)
+    return told
+
+
+def _tell(message: Any) -> Any:
+    """What the main process says, in every process."""
+    return broadcast_object_list([message])[0]

@@ -9,16 +9,26 @@ from pathlib import Path
 from tutelage.components.core.errors import ArtifactError, ConfigError
 from tutelage.components.core.manifest import MANIFEST, read_manifest
 from tutelage.components.core.model_registry import resolve_model_uri
-from tutelage.components.core.model_source import HUB_ID, check_model_directory
+from tutelage.components.core.model_source import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FIX,
+    HUB_ID,
+    TOKENIZERS,
+    base_of,
+    check_model_directory,
+    is_adapter,
+    named_base,
+)
 from tutelage.components.core.store import digest_of, local_path, open_store
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 INDEX = "model.safetensors.index.json"
-FIX = "Give a directory written by save_pretrained, with safetensors weights."
 
 
 def reach_model(uri: str, tracking_uri: str = "") -> str:
     """Looks for the model at `uri`: on the hub, or the files it needs in a store; "" is no model and no problem.
+
+    For an adapter, its base is looked for as well.
 
     Raises ArtifactError, ConfigError, StoreError or TrackingError.
     """
@@ -28,11 +38,14 @@ def reach_model(uri: str, tracking_uri: str = "") -> str:
     if is_hub_id(uri):
         return f"{uri} on the hub at revision {hub_revision(uri)[:12]}"
     path = local_path(uri)
+    base = ""
     if path is None:
-        _check_remote(uri)
+        base = _check_remote(uri)
     elif not path.is_dir():
         raise ArtifactError("there is no model directory", where=uri, fix=FIX)
-    return f"{uri} is there"
+    elif is_adapter(path):
+        base = base_of(path).uri
+    return f"{uri} is there" + (f", an adapter of {reach_model(base, tracking_uri)}" if base else "")
 
 
 def model_digest(uri: str, tracking_uri: str = "") -> str:
@@ -86,14 +99,21 @@ def hub_revision(uri: str) -> str:
     return str(found.sha)
 
 
-def _check_remote(uri: str) -> None:
-    """A published artifact is whole if its manifest is there; anything else is looked at file by file."""
+def _check_remote(uri: str) -> str:
+    """A published artifact is whole if its manifest is there; anything else is looked at file by file.
+
+    Returns the URI of an adapter's base, "" for a whole model.
+    """
     store = open_store(uri)
     files = set(store.list())
     if MANIFEST in files:
         files |= {entry["path"] for entry in json.loads(store.read(MANIFEST)).get("files", ())}
     if not files:
         raise ArtifactError("there is no model", where=uri, fix="Check the URI.")
+    if ADAPTER_CONFIG in files and "config.json" not in files:
+        if ADAPTER_WEIGHTS not in files:
+            raise ArtifactError(f"{ADAPTER_WEIGHTS} is missing", where=uri, fix=FIX)
+        return named_base(store.read(ADAPTER_CONFIG), where=uri).uri
     if "config.json" not in files:
         raise ArtifactError("config.json is missing", where=uri, fix=FIX)
     try:
@@ -105,3 +125,4 @@ def _check_remote(uri: str) -> None:
         raise ArtifactError("there is no tokenizer (tokenizer.json or a vocabulary)", where=uri, fix=FIX)
     if absent := sorted(wanted - files):
         raise ArtifactError(f"{absent[0]} is missing", where=uri, fix=FIX)
+    return ""

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Batch, Encoder, Group, collate, drawn, micro_batches
+from tutelage.components.core.batches import Batch, Group, collate, drawn, micro_batches
 from tutelage.components.core.context import StageContext
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.model_source import check_model_directory
-from tutelage.components.core.models import ScalarModel, check_agreement, load_scalar_model, load_tokenizer, save_model
+from tutelage.components.core.models import check_agreement, load_scalar_model, load_tokenizer, save_model
 from tutelage.components.core.records import Pair
 from tutelage.components.core.registry import get
+from tutelage.components.core.scalar_model import ScalarModel
 from tutelage.components.core.schedule import planned_steps
+from tutelage.components.core.trained_models import adapted, exporting, loading
 from tutelage.components.core.trainer import Metrics, Trainer
 from tutelage.components.reward_model.stage import Config, Result
 
@@ -31,7 +34,9 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         inputs = {"dataset": data.digest, "policy": read_manifest(policy, kind="policy", verify=False).digest}
         torch.manual_seed(config.seed)
         tokenizer = load_tokenizer(policy, trust_remote_code=config.trust_remote_code)
-        model = load_scalar_model(policy, fresh_head="reward", trust_remote_code=config.trust_remote_code)
+        model = load_scalar_model(
+            policy, fresh_head="reward", trust_remote_code=config.trust_remote_code, **loading(config.training)
+        )
         check_agreement(model, tokenizer, where=str(policy))
         encoder = Encoder(tokenizer, config.max_tokens)
         pairs = {split: tables.load(dataset / f"pairs.{split}.jsonl", Pair) for split in ("train", "eval")}
@@ -42,8 +47,8 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
 
     steps = planned_steps(config.training, len(groups["train"]))
     trainer = Trainer(
-        ScalarModel(model), config.training, context,
-        pad=tokenizer.pad_token_id, total_steps=steps, seed=config.seed,
+        ScalarModel(adapted(model, config.training, trained=("score",))), config.training, context,
+        total_steps=steps, seed=config.seed,
         identity={"config": config.model_dump(mode="json", exclude={"training", "seed"}), **inputs},
     )  # fmt: skip
     objective = functools.partial(get("reward-model objective", config.objective), **config.options)
@@ -69,12 +74,12 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
             context.log(f"rewards of the training texts had mean {mean:.3f} and std {std:.3f}; scaled to 0 and 1")
         if context.main:
             save_model(
-                scalar.model, tokenizer, reward_model,
+                scalar.model, tokenizer, reward_model, **exporting(config.training, policy, inputs["policy"]),
                 kind="reward_model", config=config.model_dump(mode="json"), inputs=inputs,
                 extra={"stage": "reward_model", "steps": steps}, state=state,
-                files=(trainer.write_history(context.work / "metrics.jsonl"),),
+                files=(trainer.journal.write(context.work / "metrics.jsonl"),),
             )  # fmt: skip
-    last = {name: value for row in trainer.history for name, value in row.items()}
+    last = trainer.journal.last()
     accuracy = last.get("eval/accuracy")
     held = "" if accuracy is None else f": held-out pair accuracy {accuracy:.3f}"
     context.log(f"wrote the reward model to {reward_model}{held}")
@@ -91,8 +96,7 @@ def pair_loss(
     objective: Objective, weights: dict[str, float], model: nn.Module, batch: Batch
 ) -> tuple[Tensor, Metrics]:
     """Rows come as chosen, rejected, chosen, rejected, ...; weights: of the pairs, by id."""
-    values = model(batch.input_ids)
-    rewards = values.gather(1, (batch.lengths - 1).unsqueeze(1)).squeeze(1).view(-1, 2)
+    rewards = model(batch, ends=True).view(-1, 2)
     losses, metrics = objective(rewards[:, 0], rewards[:, 1])
     losses = losses * torch.tensor([weights[id] for id in batch.ids], device=losses.device)
     return losses.sum(), {f"train/{name}": (value.sum(), value.numel()) for name, value in metrics.items()}
@@ -101,10 +105,9 @@ def pair_loss(
 def _reward_moments(trainer: Trainer, groups: Sequence[Group]) -> tuple[float, float]:
     """Mean and std of the rewards of both members of the pairs."""
     found = []
-    with torch.no_grad(), trainer.autocast():
+    with torch.no_grad(), trainer.evaluating():
         for indices, _ in micro_batches(groups, tokens=trainer.config.micro_batch_tokens):
-            batch = collate([groups[index] for index in indices], trainer.pad).to(trainer.device)
-            values = trainer.model(batch.input_ids)
-            found.append(values.gather(1, (batch.lengths - 1).unsqueeze(1)).squeeze(1).float().cpu())
+            batch = collate([groups[index] for index in indices]).to(trainer.device)
+            found.append(trainer.model(batch, ends=True).float().cpu())
     rewards = torch.cat(found)
     return float(rewards.mean()), float(rewards.std(unbiased=False))

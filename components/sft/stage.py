@@ -30,6 +30,8 @@ class Config(StageConfig):
     def _one_source(self) -> Config:
         if bool(self.model_uri) == (self.architecture is not None):
             raise ValueError("give either model_uri or architecture")
+        if self.architecture is not None and self.training.lora is not None:
+            raise ValueError("training.lora adapts a model that is there: with architecture, train all weights")
         return self
 
 

@@ -10,22 +10,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Batch, Encoder, Group, drawn, response_tokens
+from tutelage.components.core.architectures import build_policy, train_tokenizer
+from tutelage.components.core.batches import Batch, Group, drawn, response_tokens
 from tutelage.components.core.context import StageContext
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.model_source import locate_model
-from tutelage.components.core.models import (
-    build_policy,
-    check_agreement,
-    load_policy,
-    load_tokenizer,
-    save_model,
-    train_tokenizer,
-)
+from tutelage.components.core.models import check_agreement, load_policy, load_tokenizer, save_model
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Demo
 from tutelage.components.core.schedule import planned_steps
-from tutelage.components.core.scores import Policy
 from tutelage.components.core.store import digest_of
+from tutelage.components.core.trained_models import adapted, exporting, loading
 from tutelage.components.core.trainer import Metrics, Trainer
 from tutelage.components.sft.stage import Config, Result
 
@@ -50,7 +46,7 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
     }
     trainer = Trainer(
         Policy(model), config.training, context,
-        pad=tokenizer.pad_token_id, total_steps=steps, seed=config.seed, identity=identity, dropout=True,
+        total_steps=steps, seed=config.seed, identity=identity, dropout=True,
     )  # fmt: skip
     held_out = groups.get("eval")
 
@@ -63,13 +59,13 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
         trained = trainer.trained_state()
         if context.main:
             save_model(
-                trainer.unwrapped().model, tokenizer, policy,
+                trainer.unwrapped().model, tokenizer, policy, **exporting(config.training, config.model_uri, origin),
                 kind="policy", config=config.model_dump(mode="json"), inputs={"dataset": data.digest},
                 extra={"stage": "sft", "steps": steps}, state=trained,
-                files=(trainer.write_history(context.work / "metrics.jsonl"),),
+                files=(trainer.journal.write(context.work / "metrics.jsonl"),),
                 dtype=torch.bfloat16 if config.weights == "bfloat16" else None,
             )  # fmt: skip
-    last = {name: value for row in trainer.history for name, value in row.items()}
+    last = trainer.journal.last()
     held_out_loss = last.get("eval/loss")
     held = "" if held_out_loss is None else f", held-out loss {held_out_loss:.3f}"
     context.log(f"wrote the policy to {policy}: train loss {last['train/loss']:.3f}{held}")
@@ -80,7 +76,7 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path)
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
     """Summed over the response tokens of the micro-batch."""
-    logps, _ = model(batch.input_ids, batch.mask)
+    logps, _ = model(batch)
     return -logps.sum(), {}
 
 
@@ -96,11 +92,12 @@ def _model(
     if config.architecture is None:
         source = locate_model(config.model_uri, context.work / "model", tracking_uri=context.settings.tracking_uri)
         tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-        model = load_policy(source, trust_remote_code=config.trust_remote_code)
+        model = load_policy(source, trust_remote_code=config.trust_remote_code, **loading(config.training))
         check_agreement(model, tokenizer, where=config.model_uri)
         context.log(f"base model {config.model_uri}")
         known = context.settings.model_digest
-        return model, tokenizer, known or (digest_of(source) if Path(source).is_dir() else source)
+        digest = known or (digest_of(source) if Path(source).is_dir() else source)
+        return adapted(model, config.training), tokenizer, digest
     tokenizer = train_tokenizer((demo.response for demo in demos), config.architecture.vocabulary)
     context.log(f"a model from nothing: {config.architecture.model_dump_json()}")
     return build_policy(config.architecture, tokenizer), tokenizer, ""

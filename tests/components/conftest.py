@@ -143,7 +143,8 @@ def reward_model(dataset: Path, policy: Path, tmp_path_factory: pytest.TempPathF
 
 
 OUTPUTS = {"sft": "policy", "reward_model": "reward_model", "policy_optimization": "optimized"}
-TIMED = ("seconds", "speed/tokens_per_second")  # what differs from run to run
+# What differs from run to run.
+TIMED = ("seconds", "speed/tokens_per_second", "speed/samples_per_second", "speed/mfu", "time/", "memory/")
 
 
 class Stages:
@@ -197,11 +198,34 @@ def weights_of() -> Callable[[Path], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def logged() -> Callable[[str, str, str], dict[str, list[tuple[int, float]]]]:
+    """(step, value) of each metric that a stage's one MLflow run holds, as they were logged, but for what is timed.
+
+    Takes the database, the run id and the stage.
+    """
+    from mlflow import MlflowClient
+
+    def read(database: str, run_id: str, stage: str) -> dict[str, list[tuple[int, float]]]:
+        client = MlflowClient(database)
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        tags = f"tags.`tutelage.run_id` = '{run_id}' and tags.`tutelage.stage` = '{stage}'"
+        (run,) = client.search_runs(experiments, tags)
+        assert run.info.status == "FINISHED"
+        return {
+            name: [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+            for name in run.data.metrics
+            if not name.startswith(TIMED)
+        }
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def series_of() -> Callable[[Path], list[dict[str, float]]]:
     """The rows of a model directory's metrics.jsonl without what is measured in seconds."""
 
     def read(directory: Path) -> list[dict[str, float]]:
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+        return [{name: value for name, value in row.items() if not name.startswith(TIMED)} for row in rows]
 
     return read

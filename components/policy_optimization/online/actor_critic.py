@@ -1,26 +1,29 @@
-"""Policy and value model as the one module that the trainer trains."""
+"""Policy and, where the method has one, value model as the one module that the trainer trains."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from tutelage.components.core.models import ScalarModel
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.batches import Batch
+from tutelage.components.core.policy import Policy
+from tutelage.components.core.scalar_model import ScalarModel
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value model apart, without shared weights."""
+    """A policy and a value model apart, without shared weights. Without a value model all values are 0."""
 
-    def __init__(self, policy: Policy, critic: ScalarModel) -> None:
+    def __init__(self, policy: Policy, critic: ScalarModel | None) -> None:
         super().__init__()
         self.policy, self.critic = policy, critic
+        self.packed = policy.packed
 
-    def forward(
-        self, input_ids: Tensor, mask: Tensor, temperature: float, *, entropy: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids, mask [B,T] to log-probs, entropies (where asked for) and values, all [B,T] and 0 outside the mask.
+    def forward(self, batch: Batch, temperature: float, *, entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs, entropies (where asked for) and values of the responses, all [R,T] and 0 outside the mask.
 
         values[:, t] is the value of the state in which token t is chosen: that of the position before it.
         """
-        logps, entropies = self.policy(input_ids, mask, temperature=temperature, entropy=entropy)
-        return logps, entropies, self.critic(input_ids).roll(1, dims=1) * mask
+        logps, entropies = self.policy(batch, temperature=temperature, entropy=entropy)
+        if self.critic is None:
+            return logps, entropies, torch.zeros_like(logps)
+        return logps, entropies, self.critic(batch).roll(1, dims=1) * batch.mask

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,54 @@ def gae(
             columns.append(advantage)
         advantages = torch.stack(columns[::-1], 1)
         return advantages, (advantages + values) * keep
+
+
+@register("rloo", family="advantage estimator", source="Ahmadian et al. 2024 (arXiv 2402.14740), section 3.3")
+def rloo(rewards: Tensor, mask: Tensor, *, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """A_i = G_i - mean of the other members' G_j: G the sum of a response's token rewards, A the same for its tokens.
+
+    groups [B]: equal numbers for responses to one prompt, at least two of each. Returns A and G, [B,T].
+    """
+    total = (rewards * mask).sum(1)
+    mean, size = _over_groups(total, groups)
+    return _spread((total - mean) * size / (size - 1), mask), _spread(total, mask)
+
+
+@register("grpo", family="advantage estimator", source="Shao et al. 2024 (arXiv 2402.03300), section 4.1.2")
+def grpo(
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    groups: Tensor,
+    scale: Literal["group", "batch", "none"] = "group",
+    epsilon: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """A_i = (G_i - mean) / (std + epsilon) over the members of the group, unbiased std; the same for all its tokens.
+
+    scale: "group"; "batch" divides by the std over all responses; "none" not at all (Liu et al. 2025).
+    groups [B]: equal numbers for responses to one prompt, at least two of each. Returns A and G, [B,T].
+    """
+    total = (rewards * mask).sum(1)
+    mean, size = _over_groups(total, groups)
+    centred = total - mean
+    variance = _over_groups(centred**2, groups)[0] * size / (size - 1)
+    if scale == "group":
+        centred = centred / (variance.sqrt() + epsilon)
+    elif scale == "batch":
+        centred = centred / (total.std() + epsilon)
+    return _spread(centred, mask), _spread(total, mask)
+
+
+def _over_groups(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of each value's group, and its size: [B], [B]."""
+    _, places, sizes = groups.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(sizes), dtype=values.dtype, device=values.device).index_add(0, places, values)
+    return (sums / sizes)[places], sizes[places]
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """[B] to [B,T], 0 outside the mask."""
+    return values.unsqueeze(1) * mask
 
 
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.components.core.batches import Encoder, Group, align, collate, micro_batches
+from tutelage.components.core.batches import Group, align, collate, micro_batches
 from tutelage.components.core.batches import Sequence as Tokens
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import DataError
 from tutelage.components.core.records import Prompt
 from tutelage.components.core.rewards import RewardSource
-from tutelage.components.core.sampling import sample
+from tutelage.components.core.samplers import Sampler
 from tutelage.components.policy_optimization.online.actor_critic import ActorCritic
 from tutelage.components.policy_optimization.stage import OnlineConfig
 
@@ -30,6 +31,7 @@ class Rollout:
     """
 
     prompt: Any
+    prompt_id: str
     response: str
     sequence: Tokens
     ended: bool
@@ -61,15 +63,22 @@ def response_mask(rollouts: Sequence[Rollout]) -> Tensor:
     return align([torch.arange(len(one)) >= one.prompt_length for one in sequences], max(map(len, sequences)))
 
 
+def prompt_numbers(rollouts: Sequence[Rollout]) -> Tensor:
+    """Equal numbers for responses to one prompt: [R]."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(one.prompt_id, len(numbers)) for one in rollouts])
+
+
 def roll_out(
-    model: Any, encoder: Encoder, prompts: Sequence[Prompt], config: OnlineConfig, *, seed: int
+    sampler: Sampler, encoder: Encoder, prompts: Sequence[Prompt], config: OnlineConfig, *, seed: int
 ) -> list[Rollout]:
     """`samples_per_prompt` responses to each prompt."""
     tokens = [encoder.prompt(prompt.prompt) for prompt in prompts]
-    drawn = sample(model, tokens, config.sampling, end=encoder.end, seed=seed, n=config.samples_per_prompt)
+    drawn = sampler.sample(tokens, config.sampling, end=encoder.end, seed=seed, n=config.samples_per_prompt)
     return [
         Rollout(
             prompt=prompt.prompt,
+            prompt_id=prompt.id,
             response=encoder.decode(one.tokens[:-1] if one.ended else one.tokens),
             sequence=Tokens(f"{prompt.id}/{number}", before + one.tokens, len(before)),
             ended=one.ended,
@@ -106,14 +115,13 @@ def measure(
     *,
     temperature: float,
     tokens: int,
-    pad: int,
     device: torch.device,
 ) -> None:
     """Sets each rollout's log-probs, entropies and values under the models that made it."""
     groups = [one.group for one in rollouts]
     for indices, _ in micro_batches(groups, tokens=tokens):
-        batch = collate([groups[index] for index in indices], pad).to(device)
-        measured = actor_critic(batch.input_ids, batch.mask, temperature, entropy=True)
+        batch = collate([groups[index] for index in indices]).to(device)
+        measured = actor_critic(batch, temperature, entropy=True)
         for index, *rows in zip(indices, *(one.float().cpu() for one in measured), strict=True):
             length = len(rollouts[index].sequence)
             rollouts[index].logps, rollouts[index].entropies, rollouts[index].values = (

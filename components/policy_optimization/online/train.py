@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Encoder
 from tutelage.components.core.context import StageContext
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import DataError
+from tutelage.components.core.local_sampler import inference_dtype
 from tutelage.components.core.manifest import read_manifest
-from tutelage.components.core.models import ScalarModel, load_scalar_model, save_model
+from tutelage.components.core.models import load_scalar_model, save_model
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Prompt
 from tutelage.components.core.registry import get
 from tutelage.components.core.rewards import LearnedReward, RewardSource
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.samplers import make_sampler
+from tutelage.components.core.scalar_model import ScalarModel
+from tutelage.components.core.trained_models import adapted, exporting, loading
 from tutelage.components.policy_optimization.models import load
 from tutelage.components.policy_optimization.online.actor_critic import ActorCritic
 from tutelage.components.policy_optimization.online.loop import OnlineLoop
@@ -32,8 +34,17 @@ def train(
             inputs["reward_model"] = read_manifest(reward_model, kind="reward_model").digest
         model, tokenizer = load(config, policy)
         inputs["policy"] = read_manifest(policy, verify=False).digest
-        torch.manual_seed(config.seed)
-        actor_critic = ActorCritic(Policy(model), ScalarModel(_critic(config, policy, reward_model)))
+        critic = ScalarModel(_critic(config, policy, reward_model)) if config.online.critic else None
+        actor_critic = ActorCritic(Policy(model), critic)
+        sampler = make_sampler(
+            config.online.sampling,
+            model=model,
+            source=policy,
+            dtype=inference_dtype(config.training.precision),
+            online=True,
+            max_tokens=config.max_tokens,
+            trust_remote_code=config.trust_remote_code,
+        )
         encoder = Encoder(tokenizer, config.max_tokens)
         prompts = _fitting(tables.load(dataset / "prompts.train.jsonl", Prompt), encoder, config, context)
         sources = {name: _source(name, config, reward_model) for name in config.online.rewards}
@@ -42,10 +53,10 @@ def train(
         context,
         actor_critic=actor_critic,
         encoder=encoder,
+        sampler=sampler,
         prompts=prompts,
         sources=sources,
         identity={"config": config.model_dump(mode="json", exclude={"training", "seed"}), **inputs},
-        pad=tokenizer.pad_token_id,
     )
     context.log(f"{config.method} on {len(prompts):,} prompts, {loop.rollouts_per_step:,} rollouts a step")
     loop.run()
@@ -58,30 +69,33 @@ def train(
                 trainer.unwrapped().policy.model,
                 tokenizer,
                 optimized,
+                **exporting(config.training, policy, inputs["policy"]),
                 kind="policy",
                 config=config.model_dump(mode="json"),
                 inputs=inputs,
                 extra={"stage": "policy_optimization", "method": config.method, "steps": trainer.total_steps},
-                files=(trainer.write_history(context.work / "metrics.jsonl"),),
+                files=(trainer.journal.write(context.work / "metrics.jsonl"),),
                 state=state,
             )
-    last = trainer.history[-1]
-    context.log(
-        f"wrote the policy to {optimized}: reward {last['reward/mean']:.3f}, KL {last['kl/mean']:.2f} nats a response"
-    )
+    last = trainer.journal.last()
+    distance = f", KL {last['kl/mean']:.2f} nats a response" if "kl/mean" in last else ""
+    context.log(f"wrote the policy to {optimized}: reward {last['reward/mean']:.3f}{distance}")
     return Result(
         method=config.method,
         steps=trainer.total_steps,
         train_loss=last["train/loss"],
         reward=last["reward/mean"],
-        kl=last["kl/mean"],
+        kl=last.get("kl/mean"),
     )
 
 
 def _critic(config: Config, policy: Path, reward_model: Path | None) -> Any:
+    options = {"trust_remote_code": config.trust_remote_code, **loading(config.training)}
     if config.online.value_initial == "reward_model" and reward_model is not None:
-        return load_scalar_model(reward_model, trust_remote_code=config.trust_remote_code)
-    return load_scalar_model(policy, fresh_head="value", trust_remote_code=config.trust_remote_code)
+        critic = load_scalar_model(reward_model, **options)
+    else:
+        critic = load_scalar_model(policy, fresh_head="value", **options)
+    return adapted(critic, config.training, trained=("score",))
 
 
 def _source(name: str, config: Config, reward_model: Path | None) -> RewardSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -12,14 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.components.core import tables
-from tutelage.components.core.batches import Batch, Encoder, align, drawn
+from tutelage.components.core.batches import Batch, align, drawn
 from tutelage.components.core.context import StageContext
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.models import save_model
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Pair
+from tutelage.components.core.reference import ReferenceCache
 from tutelage.components.core.registry import get
 from tutelage.components.core.schedule import planned_steps
-from tutelage.components.core.scores import Policy, SequenceScores
+from tutelage.components.core.scores import SequenceScores
+from tutelage.components.core.trained_models import exporting
 from tutelage.components.core.trainer import Metrics, Trainer
 from tutelage.components.policy_optimization.models import load, reference_logps
 from tutelage.components.policy_optimization.stage import Config, Result
@@ -41,19 +44,23 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
 
     inputs = {"dataset": data.digest, "policy": read_manifest(policy, verify=False).digest}
     steps = planned_steps(config.training, len(groups["train"]))
-    reference_model = Policy(copy.deepcopy(model)).eval().requires_grad_(False)
     trainer = Trainer(
         Policy(model), config.training, context,
-        pad=tokenizer.pad_token_id, total_steps=steps, seed=config.seed,
+        total_steps=steps, seed=config.seed,
         identity={"config": config.model_dump(mode="json", exclude={"training", "seed", "online"}), **inputs},
     )  # fmt: skip
     with context.phase("reference"):
-        context.log("log-probs of the reference")
-        reference_model = reference_model.to(trainer.device)
+        lora = config.training.lora
+        # The policy as it starts is the reference: no second copy of it is needed.
+        cache = ReferenceCache(
+            context.store, model=inputs["policy"], log=context.log,
+            settings={"precision": config.training.precision, "quantize": lora.quantize if lora else "none"},
+        )  # fmt: skip
         # By split: the two may use the same ids.
         needed = {"train": trainer.visited(groups["train"]), "eval": groups.get("eval", [])}
-        references = {split: reference_logps(trainer, reference_model, some) for split, some in needed.items()}
-        del reference_model
+        references = {
+            split: reference_logps(trainer, trainer.unwrapped(), some, cache) for split, some in needed.items()
+        }
 
     function = get("pair objective", config.method)
     options = (
@@ -75,12 +82,12 @@ def train(config: Config, context: StageContext, *, dataset: Path, policy: Path,
         state = trainer.trained_state()
         if context.main:
             save_model(
-                trainer.unwrapped().model, tokenizer, optimized,
+                trainer.unwrapped().model, tokenizer, optimized, **exporting(config.training, policy, inputs["policy"]),
                 kind="policy", config=config.model_dump(mode="json", exclude={"online"}), inputs=inputs,
                 extra={"stage": "policy_optimization", "method": config.method, "steps": steps}, state=state,
-                files=(trainer.write_history(context.work / "metrics.jsonl"),),
+                files=(trainer.journal.write(context.work / "metrics.jsonl"),),
             )  # fmt: skip
-    last = {name: value for row in trainer.history for name, value in row.items()}
+    last = trainer.journal.last()
     accuracy = last.get("eval/rewards/accuracies", last.get("rewards/accuracies", float("nan")))
     context.log(f"wrote the policy to {optimized}: implicit accuracy on held-out pairs {accuracy:.3f}")
     return Result(method=config.method, steps=steps, train_loss=last["train/loss"], reward=accuracy)
@@ -90,7 +97,7 @@ def pair_loss(
     objective: Objective, reference: Reference, weights: dict[str, float], model: nn.Module, batch: Batch
 ) -> tuple[Tensor, Metrics]:
     """Rows come as chosen, rejected, chosen, rejected, ...; reference log-probs and weights of the pairs are by id."""
-    logps, _ = model(batch.input_ids, batch.mask)
+    logps, _ = model(batch)
     width = logps.shape[1]
     rows = align([row for id in batch.ids for row in reference[id]], width).to(logps.device)
     scores = SequenceScores(*(one.view(-1, 2, width) for one in (logps, rows, batch.mask)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from tutelage.components.core.adam import TensorFlowAdamW
 from tutelage.components.core.batches import Sequence
 from tutelage.components.core.config import TrainingConfig
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.trainer import Trainer
 
 
@@ -92,12 +92,10 @@ def test_the_trainer_steps_in_the_style_that_is_asked_for(
     values = {"adam_style": style, "adam_epsilon": 1e-3, "learning_rate": 1e-2, "warmup_fraction": 0, "threads": 1}
     trainer = Trainer(
         Policy(llama(1)), TrainingConfig.build(values | {"schedule": "constant", "max_grad_norm": 1e9}),
-        make_context("sft"), pad=3, total_steps=1, seed=0, identity={},
+        make_context("sft"), total_steps=1, seed=0, identity={},
     )  # fmt: skip
     before = {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
-    trainer.update(
-        [(Sequence("a", (1, 5, 6, 7, 2), 2),)], lambda model, batch: (-model(batch.input_ids, batch.mask)[0].sum(), {})
-    )
+    trainer.update([(Sequence("a", (1, 5, 6, 7, 2), 2),)], lambda model, batch: (-model(batch)[0].sum(), {}))
     epsilon = 1e-3 / math.sqrt(1 - 0.95) if style == "tensorflow" else 1e-3
     for name, one in trainer.model.named_parameters():
         gradient = trainer.optimizer.state[one]["exp_avg"] / (1 - 0.9)

@@ -1,9 +1,9 @@
-"""Tokens, masks and micro-batches: prefixes, counts, and every record exactly once under the budget."""
+"""Layouts, masks and micro-batches: what is shared, where each token stands, every record once under the budget."""
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,144 +11,149 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.components.core.batches import (
-    Encoder,
+    Batch,
     Group,
     Sequence,
     align,
     collate,
+    drawn,
     micro_batches,
     response_tokens,
     shuffled,
 )
 from tutelage.components.core.errors import DataError
-from tutelage.components.core.records import Message, Pair
-
-CHAT = (
-    "{% for turn in messages %}<s> {{ turn.role }} {{ turn.content }} {% endfor %}"
-    "{% if add_generation_prompt %}w9 {% endif %}"
-)
 
 
 def row(length: int, prompt: int = 1, id: str = "r") -> Sequence:
     return Sequence(id, tuple(range(4, 4 + length)), prompt)
 
 
-# Encoder
+# Layout, by hand
 
 
-def test_prompt_and_response_are_joined_with_start_and_end(tokenizer: Any) -> None:
-    sequence = Encoder(tokenizer, 32)("a", "w5 w6", "w7 w8 w9")
-    assert sequence.tokens == (1, 5, 6, 7, 8, 9, 2)
-    assert sequence.prompt_length == 3
-    assert sequence.id == "a"
-
-
-def test_a_response_that_did_not_end_has_no_end_token(tokenizer: Any) -> None:
-    assert Encoder(tokenizer, 32)("a", "w5", "w7", ended=False).tokens == (1, 5, 7)
-
-
-def test_without_a_start_token_the_prompt_stands_first(tokenizer: Any) -> None:
-    bare = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>", pad_token="<pad>")
-    encoder = Encoder(bare, 32)
-    assert encoder("a", "w5", "w7").tokens == (5, 7, 2)
-    assert encoder("a", "", "w7 w8") == Sequence("a", (7, 8, 2), 0)
-
-
-def test_prompt_is_a_prefix_where_the_tokenizer_would_merge_across_the_boundary() -> None:
-    from tutelage.components.core.models import train_tokenizer
-
-    merging = train_tokenizer(["abab ab ab"] * 50, 270)
-    assert merging.tokenize("ab") == ["ab"]
-    encoder = Encoder(merging, 32)
-    sequence = encoder("x", "a", "b")
-    assert sequence.tokens[: sequence.prompt_length] == encoder.prompt("a")
-    assert merging.convert_ids_to_tokens(list(sequence.tokens)) == ["<s>", "a", "b", "</s>"]
-    assert encoder.decode(sequence.tokens) == "ab"
-
-
-# Without <, which the names of special tokens begin with: those are read as tokens wherever they stand.
-texts = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1, max_size=12)
-
-
-@given(prompt=texts, response=texts)
-@settings(max_examples=60, deadline=None)
-def test_prefix_and_round_trip_hold_for_any_text(prompt: str, response: str) -> None:
-    encoder = byte_encoder()
-    sequence = encoder("x", prompt, response)
-    assert sequence.tokens[: sequence.prompt_length] == encoder.prompt(prompt)
-    assert encoder.decode(sequence.tokens[: sequence.prompt_length]) == prompt
-    assert encoder.decode(sequence.tokens[sequence.prompt_length :]) == response
-    assert sequence.tokens[-1] == encoder.end
-
-
-@functools.cache
-def byte_encoder() -> Encoder:
-    from tutelage.components.core.models import train_tokenizer
-
-    return Encoder(train_tokenizer(["the the he"] * 9, 280), 64)
-
-
-def test_messages_go_through_the_chat_template(tokenizer: Any) -> None:
-    import copy
-
-    chat = copy.deepcopy(tokenizer)
-    chat.chat_template = CHAT
-    turns = [Message(role="w10", content="w5 w6"), Message(role="w11", content="w7")]
-    encoder = Encoder(chat, 32)
-    assert encoder.prompt(turns) == (1, 10, 5, 6, 1, 11, 7, 9)
-    assert encoder("a", turns, "w8") == Sequence("a", (1, 10, 5, 6, 1, 11, 7, 9, 8, 2), 8)
-
-
-def test_messages_without_a_chat_template_are_refused(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="no chat template"):
-        Encoder(tokenizer, 32).prompt([Message(role="user", content="w5")])
-
-
-def test_pairs_share_their_prompt_and_keep_their_order(tokenizer: Any) -> None:
-    pairs = [Pair(id=f"p{n}", prompt="w5", chosen="w6", rejected=f"w{n}") for n in (7, 8)]
-    groups = Encoder(tokenizer, 32).pairs(pairs, pytest.fail)
-    assert [[one.tokens for one in group] for group in groups] == [
-        [(1, 5, 6, 2), (1, 5, 7, 2)],
-        [(1, 5, 6, 2), (1, 5, 8, 2)],
-    ]
-    assert [group[0].id for group in groups] == ["p7", "p8"]
-
-
-def test_pairs_longer_than_the_context_are_left_out_and_counted(tokenizer: Any) -> None:
-    long = [Pair(id=f"long{n}", prompt="w5", chosen="w6", rejected="w7 " * (4 + n)) for n in range(1, 5)]
-    fits = Pair(id="fits", prompt="w5", chosen="w6", rejected="w7 w8 w9 w10")  # 1 + 1 + 4 + 1 = 7 tokens
-    lines: list[str] = []
-    groups = Encoder(tokenizer, 7).pairs([long[0], fits, *long[1:]], lines.append)
-    assert [group[0].id for group in groups] == ["fits"]
-    (line,) = lines
-    assert "left out 4 of 5 records longer than 7 tokens" in line
-    assert "long1 (8 tokens), long2 (9 tokens), long3 (10 tokens)" in line
-
-
-def test_a_context_that_nothing_fits_is_an_error(tokenizer: Any) -> None:
-    pair = Pair(id="p", prompt="w5", chosen="w6", rejected="w7")
-    with pytest.raises(DataError, match=r"no record fits into 3 tokens.*max_tokens"):
-        Encoder(tokenizer, 3).pairs([pair], lambda line: None)
-
-
-# Batches
-
-
-def test_collate_pads_right_and_masks_responses() -> None:
-    batch = collate([(Sequence("a", (5, 6, 7, 8), 2), Sequence("a", (5, 6), 1)), (row(3, 0, "b"), row(1, 1, "b"))], 3)
+def test_sequences_stand_end_to_end_and_rows_say_where() -> None:
+    batch = collate([(Sequence("a", (5, 6, 7, 8), 2), Sequence("a", (5, 9), 1)), (row(3, 0, "b"), row(1, 1, "b"))])
     assert batch.ids == ("a", "b")
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8], [5, 6, 3, 3], [4, 5, 6, 3], [4, 3, 3, 3]]
+    # The prompts differ: (5, 6), (5), () and (4).
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 5, 9, 4, 5, 6, 4]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2, 0]
+    assert batch.rows.tolist() == [[0, 1, 2, 3], [4, 5, 0, 0], [6, 7, 8, 0], [9, 0, 0, 0]]
+    assert batch.layout[0, 1].flatten()[:10].tolist() == [0, 1, 2, 3, 4, 5, 8, 9, 10, 12]
     # A first token is never predicted: the third row has no prompt, and still its first column is False.
     assert batch.mask.int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
     assert batch.lengths.tolist() == [4, 2, 3, 1]
-    assert batch.padding == pytest.approx(1 - 10 / 16)
+    assert batch.places.tolist() == [2, 3, 5, 9, 10]
+    assert batch.targets.tolist() == [7, 8, 9, 5, 6]
+    assert batch.predictors.tolist() == [1, 2, 4, 6, 7]
+    assert batch.ends.tolist() == [3, 5, 8, 9]
+    assert batch.real == 10
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=6))
-@settings(max_examples=50, deadline=None)
-def test_response_tokens_are_those_of_the_mask(shapes: list[tuple[int, int]]) -> None:
-    groups: list[Group] = [(row(length, min(prompt, length)),) for length, prompt in shapes]
-    assert sum(map(response_tokens, groups)) == collate(groups, 0).mask.sum()
+def test_a_prompt_and_the_beginning_of_a_response_are_there_once() -> None:
+    """The second row shares its prompt (5, 6) and its first response token 7 with the first."""
+    batch = collate([(Sequence("a", (5, 6, 7, 8, 2), 2), Sequence("a", (5, 6, 7, 9), 2))])
+    assert batch.input_ids.tolist() == [5, 6, 7, 8, 2, 9]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 3]
+    assert batch.rows.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 5, 0]]
+    assert batch.layout[0, 1].flatten()[:6].tolist() == [0, 1, 2, 3, 4, 8]
+    assert batch.targets.tolist() == [7, 8, 2, 7, 9]
+    assert batch.predictors.tolist() == [1, 2, 3, 1, 2]
+    assert batch.ends.tolist() == [4, 5]
+    assert batch.real == 9
+
+
+@pytest.mark.parametrize(
+    ("sequences", "tokens"),
+    [
+        # Four responses to a prompt of 3: 3 + 2 + 2 + 1 + 3. Two of them begin alike, but neither is the first.
+        ([(1, 2, 3, 4, 5), (1, 2, 3, 6, 7), (1, 2, 3, 8), (1, 2, 3, 6, 7, 8)], 11),
+        ([(1, 2, 3, 4), (1, 2, 3, 4)], 4),  # twins
+        ([(1, 2, 3, 4, 5), (1, 2, 3, 4)], 5),  # a prefix of the first
+        ([(1, 2, 3), (1, 2, 3, 4, 5)], 5),  # the first has no response
+        ([(1, 2, 3, 4), (1, 2, 5, 4)], 8),  # other prompts
+    ],
+)
+def test_how_many_tokens_are_left_to_compute(sequences: list[tuple[int, ...]], tokens: int) -> None:
+    batch = collate([(Sequence(str(index), one, 3),) for index, one in enumerate(sequences)])
+    assert len(batch.input_ids) == tokens
+    assert batch.real == sum(map(len, sequences))
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_short_prompts_are_shared_too(length: int) -> None:
+    batch = collate([(Sequence("a", (1, 2, 3), length), Sequence("a", (1, 2, 4, 5), length))])
+    assert batch.input_ids.tolist() == [1, 2, 3, 4, 5]
+    assert batch.mask.int().tolist() == [[0, 1, 1, 0], [0, 1, 1, 1]]
+
+
+def test_a_batch_moves_to_a_device_as_a_whole() -> None:
+    batch = collate([(row(3),)]).to(torch.device("meta"))
+    assert {one.device.type for one in vars(batch).values() if isinstance(one, torch.Tensor)} == {"meta"}
+    assert (batch.ids, batch.real) == (("r",), 3)
+
+
+# Layout, of random groups
+
+# A few words and a few prompts, so that much is shared.
+texts = st.lists(st.integers(4, 6), min_size=1, max_size=7).map(tuple)
+sequences = st.tuples(texts, st.integers(0, 7)).map(lambda one: Sequence("r", one[0], min(one[1], len(one[0]))))
+random_groups = st.lists(st.lists(sequences, min_size=1, max_size=4).map(tuple), min_size=1, max_size=5)
+
+
+@given(random_groups)
+@settings(max_examples=150, deadline=None)
+def test_layouts_of_random_groups(groups: list[Group]) -> None:
+    batch, flat = collate(groups), [sequence for group in groups for sequence in group]
+    rows, owners = batch.rows, batch.layout[0, 1].flatten()[: len(batch.input_ids)]
+    assert torch.equal(rows.flatten()[owners], torch.arange(len(batch.input_ids)))
+    for number, sequence in enumerate(flat):
+        own = rows[number, : len(sequence)]
+        assert tuple(batch.input_ids[own].tolist()) == sequence.tokens
+        assert batch.positions[own].tolist() == list(range(len(sequence)))
+        assert not rows[number, len(sequence) :].any()
+        assert batch.ends[number] == own[-1]
+    # A token that rows share is the same after the same tokens in all of them.
+    before = {}
+    for number, sequence in enumerate(flat):
+        for column in range(len(sequence)):
+            assert (
+                before.setdefault(int(rows[number, column]), sequence.tokens[: column + 1])
+                == (sequence.tokens[: column + 1])
+            )
+    assert naive_responses(batch, flat) == list(
+        zip(batch.places.tolist(), batch.targets.tolist(), batch.predictors.tolist(), strict=True)
+    )
+    assert batch.mask.flatten().nonzero().squeeze(1).tolist() == batch.places.tolist()
+    assert sum(map(response_tokens, groups)) == batch.mask.sum()
+
+
+def naive_responses(batch: Batch, sequences: list[Sequence]) -> list[tuple[int, int, int]]:
+    """(place, target, predictor) of every response token."""
+    width = max(map(len, sequences))
+    return [
+        (number * width + column, sequence.tokens[column], int(batch.rows[number, column - 1]))
+        for number, sequence in enumerate(sequences)
+        for column in range(max(1, sequence.prompt_length), len(sequence))
+    ]
+
+
+@given(random_groups)
+@settings(max_examples=100, deadline=None)
+def test_each_row_shares_all_it_can_with_the_first_of_its_prompt(groups: list[Group]) -> None:
+    flat = [sequence for group in groups for sequence in group]
+    firsts: dict[tuple[int, ...], Sequence] = {}
+    tokens = 0
+    for sequence in flat:
+        first = firsts.setdefault(sequence.prompt, sequence)
+        if first is sequence:
+            tokens += len(sequence)
+            continue
+        both = list(zip(sequence.tokens, first.tokens, strict=False))
+        tokens += len(sequence) - next((n for n, (one, other) in enumerate(both) if one != other), len(both))
+    assert len(collate(groups).input_ids) == tokens
+
+
+# Rows and draws
 
 
 def test_align_puts_rows_on_the_left_and_zeros_behind() -> None:
@@ -164,6 +169,7 @@ def test_shuffled_depends_on_seed_and_epoch_alone() -> None:
     assert shuffled(50, seed=1, epoch=2) == first
     assert sorted(first) == list(range(50))
     assert len({tuple(shuffled(50, seed=seed, epoch=epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    assert drawn("abcdef", 3, seed=4) == drawn("abcdef", 6, seed=4)[:3] == drawn("abcdef", 9, seed=4)[:3]
 
 
 # Micro-batches
@@ -172,7 +178,7 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 
 @given(lengths=lengths, size=st.integers(1, 3), tokens=st.integers(120, 400), ranks=st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_group_once_under_the_budget_and_as_many_micro_batches_per_rank(
     lengths: list[int], size: int, tokens: int, ranks: int
 ) -> None:
@@ -183,8 +189,7 @@ def test_every_group_once_under_the_budget_and_as_many_micro_batches_per_rank(
     assert all(weight in (0.0, 1.0) for _, weight in flat)
     assert sorted(index for indices, weight in flat if weight for index in indices) == list(range(len(groups)))
     for indices, _ in flat:
-        batch = collate([groups[index] for index in indices], 0)
-        assert batch.input_ids.numel() <= tokens
+        assert collate([groups[index] for index in indices]).rows.numel() <= tokens
     fillers = [part for part in flat if part[1] == 0.0]
     # Only where there are fewer groups than ranks (or a remainder of single ones) does a rank get a filler.
     assert not fillers or (len(fillers) < ranks and all(len(indices) == 1 for indices, _ in flat))
@@ -203,8 +208,53 @@ def test_no_groups_make_no_micro_batches() -> None:
 
 
 def test_long_groups_come_first_and_short_ones_share() -> None:
-    groups = [(row(length),) for length in (2, 40, 3, 39)]
+    groups = [(row(length, length),) for length in (2, 40, 3, 39)]
     assert micro_batches(groups, tokens=80) == [([1, 3], 1.0), ([2, 0], 1.0)]
+
+
+def rollouts(prompts: int, each: int, seed: int) -> list[Group]:
+    """Prompts and responses of realistic random lengths (log-normal, 5 to 500), one group per response, shuffled."""
+    draw = random.Random(seed)
+
+    def length() -> int:
+        return max(5, min(500, int(draw.lognormvariate(4, 0.7))))
+
+    groups: list[Group] = []
+    for number in range(prompts):
+        prompt = tuple(draw.choices(range(60), k=length()))
+        groups += [(Sequence(f"{number}/{one}", prompt + (1,) * length(), len(prompt)),) for one in range(each)]
+    draw.shuffle(groups)
+    return groups
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_rollouts_of_one_prompt_stay_together(ranks: int) -> None:
+    """However the order was: within a micro-batch they are neighbours, and a budget cuts each prompt once at most."""
+    groups = rollouts(20, 8, seed=3)
+    parts = [part for rank in range(ranks) for part, _ in micro_batches(groups, tokens=4096, ranks=ranks, rank=rank)]
+    for part in parts:
+        prompts = [groups[index][0].prompt for index in part]
+        assert 1 + sum(one != other for one, other in pairwise(prompts)) == len(set(prompts))
+    assert sum(len({groups[index][0].prompt for index in part}) for part in parts) < 20 + len(parts)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("tokens", [2048, 8192, 65536])
+@pytest.mark.parametrize(("prompts", "each"), [(64, 1), (16, 8)])
+def test_ranks_get_about_the_same(ranks: int, tokens: int, prompts: int, each: int) -> None:
+    """Real tokens of the fullest rank over the mean, and the same where ranks wait for each other after each part."""
+    for seed in range(5):
+        groups = rollouts(prompts, each, seed)
+        shares = [
+            [
+                sum(len(groups[index][0]) for index in part)
+                for part, _ in micro_batches(groups, tokens=tokens, ranks=ranks, rank=rank)
+            ]
+            for rank in range(ranks)
+        ]
+        mean = sum(map(sum, shares)) / ranks
+        assert max(map(sum, shares)) < 1.4 * mean
+        assert sum(map(max, zip(*shares, strict=True))) < 1.5 * mean
 
 
 def test_a_group_that_is_too_long_is_named() -> None:

@@ -87,6 +87,21 @@ def test_a_broken_newest_is_passed_over_with_a_warning(
     assert warning.startswith("WARNING: checkpoint step-00000020 is not whole and is passed over: ")
 
 
+def test_an_empty_directory_is_none(context: Any, tmp_path: Path) -> None:
+    """In S3 there is no such thing."""
+    checkpoints = Checkpoints(context, IDENTITY, keep=2)
+    publish(checkpoints, 10, 20)
+    for path in (tmp_path / "store" / checkpoints.prefix / "step-00000020").iterdir():
+        path.unlink()
+    found = checkpoints.latest()
+    assert found is not None
+    assert found[0] == 10
+    publish(checkpoints, 20)
+    found = checkpoints.latest()
+    assert found is not None
+    assert found[0] == 20
+
+
 def test_all_broken_is_none(context: Any, tmp_path: Path) -> None:
     checkpoints = Checkpoints(context, IDENTITY, keep=2)
     publish(checkpoints, 10, 20)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,15 @@ from typing import Any
 import pytest
 
 from tutelage.components.core.errors import ArtifactError
-from tutelage.components.core.model_source import check_model_directory, locate_model
+from tutelage.components.core.manifest import write_manifest
+from tutelage.components.core.model_source import (
+    Base,
+    base_of,
+    check_model_directory,
+    is_adapter,
+    locate_model,
+    resolve_adapters,
+)
 
 
 def safetensors(header: bytes, data: bytes) -> bytes:
@@ -144,6 +154,125 @@ def test_an_artifact_of_ours_is_checked_against_its_manifest(
     weights.write_bytes(changed)
     with pytest.raises(ArtifactError, match=r"model\.safetensors"):
         check_model_directory(directory)
+
+
+# Adapters
+
+
+def make_adapter(directory: Path, **settings: Any) -> Path:
+    """An adapter as small as one can be, without a tokenizer."""
+    directory.mkdir()
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    (directory / "adapter_model.safetensors").write_bytes(safetensors(ONE, bytes(8)))
+    return directory
+
+
+def test_an_adapter_is_told_by_its_files(model: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base_model_name_or_path=str(model))
+    assert is_adapter(adapter)
+    assert locate_model(str(adapter), tmp_path / "into") == str(adapter)
+    assert not is_adapter(model)
+    assert not is_adapter("org/name")
+    shutil.copy(adapter / "adapter_config.json", model)
+    assert not is_adapter(model)
+
+
+def test_a_base_is_named_by_the_configuration_or_the_manifest(tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base_model_name_or_path="org/name", revision="abc")
+    assert base_of(adapter) == Base("org/name@abc")
+    write_manifest(adapter, kind="policy")
+    assert base_of(adapter) == Base("org/name@abc")
+    write_manifest(adapter, kind="policy", extra={"base": {"uri": "s3://models/a", "digest": "sha256:00"}})
+    assert base_of(adapter) == Base("s3://models/a", "sha256:00")
+    assert resolve_adapters(make_adapter(tmp_path / "hub", base_model_name_or_path="org/name"))[0] == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_config.json", b"{", "adapter_config.json is not JSON"),
+        ("adapter_config.json", b"[1]", "adapter_config.json is not JSON"),
+        ("adapter_config.json", b"{}", "names no base model"),
+        ("adapter_config.json", b'{"base_model_name_or_path": null}', "names no base model"),
+        ("adapter_model.safetensors", None, "adapter_model.safetensors is missing"),
+        ("adapter_model.safetensors", safetensors(ONE, bytes(3)), "adapter_model.safetensors is cut"),
+        ("adapter_model.safetensors", b"", "adapter_model.safetensors is not a whole safetensors file"),
+    ],
+)
+def test_an_adapter_that_is_not_whole(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base_model_name_or_path="org/name")
+    if content is None:
+        (adapter / file).unlink()
+    else:
+        (adapter / file).write_bytes(content)
+    with pytest.raises(ArtifactError, match=re.escape(message)) as caught:
+        check_model_directory(adapter)
+    assert caught.value.where == str(adapter)
+
+
+def test_adapters_are_resolved_down_to_the_whole_model(model: Path, tmp_path: Path) -> None:
+    one = make_adapter(tmp_path / "one", base_model_name_or_path=str(model))
+    two = make_adapter(tmp_path / "two", base_model_name_or_path=str(one))
+    assert resolve_adapters(model) == (str(model), [])
+    assert resolve_adapters("org/name") == ("org/name", [])
+    assert resolve_adapters(two) == (str(model), [one, two])
+    (one / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(two)}))
+    with pytest.raises(ArtifactError, match="its own base"):
+        resolve_adapters(two)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_base_of_another_content_is_refused(model: Path, tmp_path: Path, published: bool) -> None:
+    digest = write_manifest(model, kind="policy").digest
+    adapter = make_adapter(tmp_path / "adapter")
+    write_manifest(adapter, kind="policy", extra={"base": {"uri": str(model), "digest": digest}})
+    if not published:
+        (model / "manifest.json").unlink()
+    assert resolve_adapters(adapter)[0] == str(model)
+    (model / "tokenizer.json").write_text("{ }")
+    if published:
+        write_manifest(model, kind="policy")
+    with pytest.raises(ArtifactError, match="was trained on sha256:") as caught:
+        resolve_adapters(adapter)
+    assert caught.value.where == str(adapter)
+    assert "make the adapter again" in caught.value.fix
+
+
+def test_a_base_that_is_not_there_or_not_whole(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"")
+    for name, message in (("model", "not a whole safetensors file"), ("none", "no model directory")):
+        adapter = make_adapter(tmp_path / f"of-{name}", base_model_name_or_path=str(tmp_path / name))
+        with pytest.raises(ArtifactError, match=rf"base .* cannot be used: .*{message}"):
+            resolve_adapters(adapter)
+
+
+def test_a_base_in_object_storage_is_copied_once(model: Path, bucket: str, tmp_path: Path) -> None:
+    import boto3
+
+    client = boto3.session.Session().client("s3")
+    for path in model.iterdir():
+        client.upload_file(str(path), bucket, f"models/a/{path.name}")
+    adapter = make_adapter(tmp_path / "adapter", base_model_name_or_path=f"s3://{bucket}/models/a")
+    whole, adapters = resolve_adapters(adapter)
+    assert adapters == [adapter]
+    assert (Path(whole) / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    client.delete_object(Bucket=bucket, Key="models/a/config.json")
+    assert resolve_adapters(adapter) == (whole, adapters)
+    gone = make_adapter(tmp_path / "gone", base_model_name_or_path=f"s3://{bucket}/models/b")
+    with pytest.raises(ArtifactError, match=r"base s3://.* cannot be used: no such object"):
+        resolve_adapters(gone)
+
+
+def test_a_base_by_its_alias_in_the_registry(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tutelage.components.core.model_registry import register_model
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    register_model("house", str(model), aliases=["champion"])
+    adapter = make_adapter(tmp_path / "adapter", base_model_name_or_path="models:/house@champion")
+    assert resolve_adapters(adapter)[0] == str(model)
+    other = make_adapter(tmp_path / "other", base_model_name_or_path="models:/house@best")
+    with pytest.raises(ArtifactError, match="cannot be used: model 'house' has no alias 'best'"):
+        resolve_adapters(other)
 
 
 def test_looking_for_a_model_loads_no_torch() -> None:

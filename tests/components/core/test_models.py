@@ -13,22 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tutelage.components.core.config import Architecture
+from tutelage.components.core.batches import Sequence, collate
 from tutelage.components.core.errors import ArtifactError
 from tutelage.components.core.manifest import read_manifest
 from tutelage.components.core.models import (
-    ScalarModel,
-    build_policy,
     check_agreement,
     load_policy,
     load_scalar_model,
     load_tokenizer,
     save_model,
     scalar_head,
-    train_tokenizer,
 )
+from tutelage.components.core.scalar_model import ScalarModel
 
 INPUT = torch.tensor([[1, 5, 6, 7, 40], [1, 50, 51, 2, 3]])
+BATCH = collate([(Sequence(str(row), tuple(row), 1),) for row in INPUT.tolist()])
 
 
 def save(model: Any, tokenizer: Any, directory: Path, **more: Any) -> Path:
@@ -112,7 +111,7 @@ def test_a_saved_reward_model_loads_with_the_same_rewards_and_its_normalisation(
     scalar = ScalarModel(llama(head=True))
     scalar.normalise(2.0, 4.0)
     loaded = ScalarModel(load_scalar_model(save(scalar.model, tokenizer, tmp_path / "rm")))
-    assert torch.equal(loaded(INPUT), scalar(INPUT))
+    assert torch.equal(loaded(BATCH), scalar(BATCH))
     assert (loaded.gain, loaded.bias) == (0.25, -0.5)
 
 
@@ -126,37 +125,13 @@ def test_tokenizers_load_with_padding_and_end(tokenizer: Any, tmp_path: Path) ->
     assert load_tokenizer(tmp_path / "bare").pad_token_id == 2
 
 
-def test_a_policy_from_nothing(tokenizer: Any) -> None:
-    shape = Architecture(vocabulary=260, hidden_size=32, layers=3, heads=4, intermediate_size=40, context=64)
-    torch.manual_seed(0)
-    model = build_policy(shape, tokenizer)
-    assert model.config.max_position_embeddings == 64
-    assert len(model.model.layers) == 3
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert model.lm_head.weight.shape == (64, 32)
-    assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, 3)
-    torch.manual_seed(0)
-    assert torch.equal(build_policy(shape, tokenizer)(INPUT).logits, model(INPUT).logits)
-
-
-def test_a_trained_tokenizer_reads_every_byte_back_and_keeps_to_its_size(tmp_path: Path) -> None:
-    trained = train_tokenizer(["good film", "a good film", "bad film"] * 20, 270)
-    assert len(trained) <= 270
-    text = "a good\tfilm, naïve 電影 \U0001f3ac"
-    trained.save_pretrained(tmp_path)
-    loaded = load_tokenizer(tmp_path)
-    assert loaded.decode(loaded.encode(text, add_special_tokens=False)) == text
-    assert loaded.encode(text) == trained.encode(text)
-    assert [loaded.convert_tokens_to_ids(token) for token in ("<s>", "</s>", "<pad>")] == [0, 1, 2]
-
-
 # Scalar heads
 
 
 def test_a_value_head_starts_at_zero(policy_directory: Path) -> None:
     model = load_scalar_model(policy_directory, fresh_head="value")
     assert not scalar_head(model).weight.any()
-    assert not ScalarModel(model)(INPUT).any()
+    assert not ScalarModel(model)(BATCH).any()
 
 
 def test_a_reward_head_is_drawn_with_variance_one_over_width_plus_one(policy_directory: Path) -> None:
@@ -179,47 +154,6 @@ def test_the_backbone_of_a_fresh_head_is_the_policys(llama: Callable[..., Any], 
     model = load_scalar_model(policy_directory, fresh_head="reward")
     wanted = llama().model(INPUT).last_hidden_state
     assert torch.equal(model.base_model(INPUT).last_hidden_state, wanted)
-
-
-def test_a_reward_is_the_output_at_the_last_real_token_whatever_the_padding(llama: Callable[..., Any]) -> None:
-    model = llama(head=True)
-    scalar = ScalarModel(model)
-    rows = [(1, 5, 6, 7), (1, 40), (1, 9, 10, 11, 12, 2)]
-    lengths = torch.tensor([len(row) for row in rows])
-    wanted = torch.stack([model(torch.tensor([row])).logits[0, 0] for row in rows])  # transformers' own pooling
-    for width, seed in ((6, 0), (6, 1), (11, 2)):
-        garbage = torch.randint(0, 64, (3, width), generator=torch.Generator().manual_seed(seed))
-        for index, row in enumerate(rows):
-            garbage[index, : len(row)] = torch.tensor(row)
-        torch.testing.assert_close(scalar.rewards(garbage, lengths), wanted, rtol=0, atol=1e-5)
-
-
-def test_gain_and_bias_by_hand(llama: Callable[..., Any]) -> None:
-    """Mean 0.8 and std 1.6: gain 1/1.6 = 0.625, bias -0.8/1.6 = -0.5."""
-    scalar = ScalarModel(llama(head=True))
-    raw = scalar(INPUT)
-    scalar.normalise(0.8, 1.6)
-    assert (scalar.gain, scalar.bias) == (pytest.approx(0.625), pytest.approx(-0.5))
-    torch.testing.assert_close(scalar(INPUT), raw * 0.625 - 0.5)
-
-
-def test_normalising_gives_mean_zero_and_std_one_also_the_second_time(llama: Callable[..., Any]) -> None:
-    scalar = ScalarModel(llama(head=True))
-    for _ in range(2):
-        rewards = scalar(INPUT).detach()
-        scalar.normalise(float(rewards.mean()), float(rewards.std(unbiased=False)))
-        rewards = scalar(INPUT).detach()
-        assert float(rewards.mean()) == pytest.approx(0.0, abs=1e-6)
-        assert float(rewards.std(unbiased=False)) == pytest.approx(1.0, abs=1e-6)
-        with torch.no_grad():
-            scalar_head(scalar.model).weight.mul_(3.0)
-    assert (scalar.model.config.reward_gain, scalar.model.config.reward_bias) == (scalar.gain, scalar.bias)
-
-
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (math.nan, 1.0), (0.0, math.inf), (0.0, -1.0)])
-def test_rewards_without_spread_cannot_be_normalised(llama: Callable[..., Any], mean: float, std: float) -> None:
-    with pytest.raises(ValueError, match="cannot normalise"):
-        ScalarModel(llama(head=True)).normalise(mean, std)
 
 
 # What is wrong, and where

@@ -102,6 +102,16 @@ def test_options_are_checked_by_name_and_kind() -> None:
         check_options("pair objective", "dpo", {"reference_free": 1})
 
 
+def test_what_a_keyword_needs_and_may_be_comes_from_the_signature() -> None:
+    methods = {one.name: one for one in catalogue() if one.family == "advantage estimator"}
+    assert methods["gae"].needs == ["values"]
+    assert methods["grpo"].needs == ["groups"]
+    assert methods["grpo"].choices == {"scale": ["group", "batch", "none"]}
+    check_options("advantage estimator", "grpo", {"scale": "none"})
+    with pytest.raises(ValueError, match="option 'scale' of grpo has to be one of 'group', 'batch', 'none'; got 'all'"):
+        check_options("advantage estimator", "grpo", {"scale": "all"})
+
+
 def test_a_method_is_plain_data() -> None:
     (method,) = (one for one in catalogue() if (one.family, one.name) == ("policy loss", "ppo"))
     data = method.as_dict()

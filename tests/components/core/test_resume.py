@@ -62,7 +62,7 @@ def uninterrupted() -> dict[str, tuple[Path, dict[str, list[tuple[int, float]]]]
 )
 def test_interrupted_is_uninterrupted(
     case: str, number: signal.Signals, stages: Any, database: str, uninterrupted: dict[str, Any],
-    weights_of: Callable[[Path], dict[str, torch.Tensor]], series_of: Callable[[Path], list[dict[str, float]]],
+    logged: Callable[..., Any], weights_of: Callable[[Path], dict[str, torch.Tensor]], series_of: Callable[[Path], list[dict[str, float]]],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     stage, config = CASES[case]
@@ -110,16 +110,3 @@ def newest_checkpoint(store: Path, stage: str) -> int:
     """The newest whole checkpoint's step, 0 if there is none."""
     found = (store / "checkpoints" / stage).glob("*/step-*/manifest.json")
     return max((int(path.parent.name.removeprefix("step-")) for path in found), default=0)
-
-
-def logged(database: str, run_id: str, stage: str) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each metric that the stage's one MLflow run holds, as they were logged."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(database)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    tags = f"tags.`tutelage.run_id` = '{run_id}' and tags.`tutelage.stage` = '{stage}'"
-    (run,) = client.search_runs(experiments, tags)
-    assert run.info.status == "FINISHED"
-    names = [name for name in run.data.metrics if name != "speed/tokens_per_second"]
-    return {name: [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)] for name in names}

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tutelage.components.core.errors import ArtifactError, ConfigError
-from tutelage.components.core.models import ScalarModel, save_model
+from tutelage.components.core.models import save_model
 from tutelage.components.core.records import Message
 from tutelage.components.core.registry import get
 from tutelage.components.core.rewards import LearnedReward, VaderReward, prompt_text
+from tutelage.components.core.scalar_model import ScalarModel
 
 CHAT = "{% for turn in messages %}{{ turn.content }} {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
 
@@ -37,7 +38,9 @@ def directory(scalar: ScalarModel, tokenizer: Any, tmp_path: Path) -> Path:
 
 
 def value(scalar: ScalarModel, tokens: list[int]) -> float:
-    return float(scalar(torch.tensor([tokens]))[0, -1].detach())
+    """transformers' own, of these tokens alone, normalised."""
+    with torch.no_grad():
+        return float(scalar.model(torch.tensor([tokens])).logits[0, 0]) * scalar.gain + scalar.bias
 
 
 # The learned reward

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tutelage.components.core import sampling
-from tutelage.components.core.batches import Sequence, collate
 from tutelage.components.core.config import SamplingConfig
-from tutelage.components.core.sampling import sample, truncate
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.errors import TrainingError
+from tutelage.components.core.sampling import draw, sample, truncate
 
 PROMPTS: list[tuple[int, ...]] = [(1, 40, 41), (1, 7), (1, 30, 31, 32, 33, 34, 35, 36), (1,), (1, 12, 13), (1, 50)]
 GREEDY = SamplingConfig(max_new_tokens=12, temperature=0)
@@ -123,12 +122,44 @@ def test_logps_are_those_of_a_scoring_forward_at_that_temperature(model: Any, va
     """Over the whole vocabulary, also where the draw was from a part of it."""
     config = SamplingConfig(max_new_tokens=10, **values)
     found = sample(model, PROMPTS, config, end=frequent_token(model), seed=1, n=3)
-    rows = [(prompt, one) for prompt, samples in zip(PROMPTS, found, strict=True) for one in samples]
-    batch = collate([(Sequence("", prompt + one.tokens, len(prompt)),) for prompt, one in rows], 0)
-    logps, _ = Policy(model)(batch.input_ids, batch.mask, temperature=config.temperature)
-    for row, (prompt, one) in enumerate(rows):
-        scored = logps[row, len(prompt) : len(prompt) + len(one.tokens)]
-        assert one.logps == pytest.approx(scored.tolist(), abs=1e-4)
+    for prompt, samples in zip(PROMPTS, found, strict=True):
+        for one in samples:
+            assert one.logps == pytest.approx(scored(model, prompt, one.tokens, config.temperature), abs=1e-4)
+
+
+@torch.no_grad()
+def scored(model: Any, prompt: tuple[int, ...], tokens: tuple[int, ...], temperature: float) -> list[float]:
+    """Log-probs of `tokens` after `prompt`, by one forward over both without a cache."""
+    logits = model(torch.tensor([prompt + tokens]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logps = torch.log_softmax(logits.double() / temperature, -1)
+    return logps.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1).tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+def test_samples_do_not_depend_on_who_shares_the_batch(llama: Callable[..., Any], rows: int) -> None:
+    model = llama(3)
+    end = frequent_token(model)
+    wanted = sample(model, PROMPTS, SamplingConfig(max_new_tokens=12), end=end, seed=5, n=2)
+    found = sample(model, PROMPTS, SamplingConfig(max_new_tokens=12, rows=rows), end=end, seed=5, n=2)
+    assert [[one.tokens for one in samples] for samples in found] == [
+        [one.tokens for one in samples] for samples in wanted
+    ]
+    assert len({one.ended for samples in wanted for one in samples}) == 2
+
+
+def test_bfloat16_weights_give_float32_log_probs_of_their_own_logits(llama: Callable[..., Any]) -> None:
+    model = llama(3).to(torch.bfloat16)
+    config = SamplingConfig(max_new_tokens=1)
+    ((one,),) = sample(model, [PROMPTS[0]], config, end=2, seed=0)
+    assert one.logps == pytest.approx(scored(model, PROMPTS[0], one.tokens, 1.0), abs=1e-6)
+
+
+def test_outputs_that_are_not_numbers_are_refused(llama: Callable[..., Any]) -> None:
+    model = llama(3)
+    with torch.no_grad():
+        model.lm_head.weight[7] = torch.nan
+    with pytest.raises(TrainingError, match="not numbers"):
+        sample(model, PROMPTS, SamplingConfig(max_new_tokens=3), end=2, seed=0)
 
 
 def test_the_same_seed_gives_the_same_samples(llama: Callable[..., Any]) -> None:
@@ -225,6 +256,33 @@ def test_truncation_by_hand() -> None:
     # Of the three likeliest, 0.5/0.95 and 0.3/0.95 together reach 0.84.
     assert kept(3, 0.84) == [True, True, False, False]
     assert kept(3, 0.85) == [True, True, True, False]
+
+
+@pytest.mark.parametrize("vocabulary", [3, 128, 300, 1000])
+def test_a_draw_is_where_the_cumulative_distribution_passes_the_uniform_number(vocabulary: int) -> None:
+    logits = torch.randn(400, vocabulary, generator=torch.Generator().manual_seed(1)) * 3
+    logits[:, 1] = -torch.inf
+    uniforms = torch.linspace(0, 1, 401, dtype=torch.double)[:-1]
+    tokens, logps = draw(logits, SamplingConfig(temperature=0.5), uniforms)
+    exact = torch.log_softmax(logits.double() / 0.5, -1)
+    edges = exact.exp().cumsum(-1)
+    assert logps.dtype == torch.float32
+    assert logps.tolist() == pytest.approx(exact.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist(), abs=1e-5)
+    above = edges.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    below = above - exact.exp().gather(1, tokens.unsqueeze(1)).squeeze(1)
+    assert bool((below <= uniforms + 1e-6).all())
+    assert bool((uniforms <= above + 1e-6).all())
+
+
+@pytest.mark.parametrize("edge", [0.0, 1.0 - 2.0**-53])
+def test_no_uniform_number_finds_a_token_without_probability(edge: float) -> None:
+    logits = torch.zeros(64, 500)
+    logits[:, :200] = -torch.inf
+    logits[:, 300:] = -1000.0  # which is 0 in float32
+    tokens, _ = draw(logits, SamplingConfig(), torch.full((64,), edge, dtype=torch.double))
+    assert set(tokens.tolist()) == {200 if edge == 0.0 else 299}
+    tokens, _ = draw(logits, SamplingConfig(top_k=1), torch.full((64,), edge, dtype=torch.double))
+    assert bool(((tokens >= 200) & (tokens < 300)).all())
 
 
 @pytest.mark.parametrize(

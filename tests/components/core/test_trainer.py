@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from tutelage.components.core.batches import Batch, Group, Sequence, response_tokens
 from tutelage.components.core.config import TrainingConfig
 from tutelage.components.core.errors import ArtifactError, ConfigError, TrainingError
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.schedule import planned_steps
-from tutelage.components.core.scores import Policy
 from tutelage.components.core.trainer import Metrics, Trainer
-
-PAD = 3
 
 
 def groups_of(*lengths: int) -> list[Group]:
@@ -34,7 +32,7 @@ def groups_of(*lengths: int) -> list[Group]:
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-    logps, _ = model(batch.input_ids, batch.mask)
+    logps, _ = model(batch)
     return -logps.sum(), {"train/tokens": (batch.mask.sum(), 1.0)}
 
 
@@ -51,7 +49,7 @@ def make_trainer(make_context: Callable[..., Any], llama: Callable[..., Any]) ->
         values = {"threads": 1, "learning_rate": 1e-2, "warmup_fraction": 0.0, "schedule": "constant", **training}
         return Trainer(
             Policy(model or llama(1, **(shape or {}))), TrainingConfig.build(values), context,
-            pad=PAD, total_steps=steps, seed=seed, identity=identity or {"data": "a"},
+            total_steps=steps, seed=seed, identity=identity or {"data": "a"},
             updates_per_step=updates_per_step, dropout=dropout,
         )  # fmt: skip
 
@@ -90,7 +88,7 @@ class TestUpdate:
         for name, gradient in gradients(trainer).items():
             expected = model.get_parameter(name.removeprefix("model.")).grad
             torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
-        figures = trainer.report({})
+        figures = trainer.journal.report(trainer.step, {})
         assert figures["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
         norm = math.sqrt(sum(float((one.grad**2).sum()) for one in model.parameters()))
         assert figures["train/gradient_norm"] == pytest.approx(norm, rel=1e-4)
@@ -108,7 +106,7 @@ class TestUpdate:
         trainer.update(groups_of(9, 12), cross_entropy, units=response_tokens)
         norm = math.sqrt(sum(float((one**2).sum()) for one in gradients(trainer).values()))
         assert norm == pytest.approx(0.25, rel=1e-4)
-        assert trainer.report({})["train/gradient_norm"] > 0.25
+        assert trainer.journal.report(trainer.step, {})["train/gradient_norm"] > 0.25
 
     def test_evaluation_does_not_depend_on_the_split_or_on_dropout(self, make_trainer: Callable[..., Trainer]) -> None:
         losses = []
@@ -125,7 +123,7 @@ class TestUpdate:
         for dropout in (False, True):
             trainer = make_trainer(dropout=dropout, shape={"attention_dropout": 0.5})
             trainer.update(groups_of(*self.LENGTHS), cross_entropy, units=response_tokens)
-            losses.append(trainer.report({})["train/loss"])
+            losses.append(trainer.journal.report(trainer.step, {})["train/loss"])
         assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -215,17 +213,29 @@ class TestFit:
             return summed, {"train/number": (torch.tensor(next(values)), 1.0)}
 
         trainer.fit(groups_of(*[6] * 10), loss)
-        assert [(row["step"], row["train/number"]) for row in trainer.history] == [(2, 2.0), (4, 6.0), (5, 11.0)]
+        assert [(row["step"], row["train/number"]) for row in trainer.journal.history] == [
+            (2, 2.0),
+            (4, 6.0),
+            (5, 11.0),
+        ]
 
     def test_evaluates_after_each_epoch_and_at_the_end(self, make_trainer: Callable[..., Trainer]) -> None:
         trainer = make_trainer(steps=7, batch_size=5, log_every=100)
         trainer.fit(groups_of(*[6] * 12), cross_entropy, evaluate=lambda: {"eval/step": trainer.step})
-        assert [(row["step"], row["eval/step"]) for row in trainer.history] == [(3, 3), (6, 6), (7, 7)]
+        assert [(row["step"], row["eval/step"]) for row in trainer.journal.history] == [(3, 3), (6, 6), (7, 7)]
 
-    def test_padding_is_the_share_of_all_padded_tokens(self, make_trainer: Callable[..., Trainer]) -> None:
-        trainer = make_trainer(steps=1, batch_size=2, micro_batch_tokens=1000)
-        trainer.fit(groups_of(10, 30), cross_entropy)
-        assert trainer.history[-1]["speed/padding"] == pytest.approx(20 / 60)
+    @pytest.mark.parametrize("packed", [True, False])
+    def test_padding_and_what_is_shared_are_shares_of_what_is_computed(
+        self, packed: bool, make_trainer: Callable[..., Trainer]
+    ) -> None:
+        trainer = make_trainer(steps=1, batch_size=3, micro_batch_tokens=1000)
+        trainer.packed = trainer.model.packed = packed
+        twins = [(Sequence(id, tuple(range(30, 50)), 2),) for id in ("a", "b")]
+        trainer.fit([*groups_of(30), *twins], cross_entropy)
+        figures = trainer.journal.history[-1]
+        # 30 + 20 + 20 tokens in rows of 30; packed, the second twin is there already.
+        assert figures["speed/padding"] == pytest.approx(0 if packed else 20 / 90)
+        assert figures["speed/shared"] == pytest.approx(20 / 70 if packed else 0)
 
 
 class TestNotANumber:
@@ -294,17 +304,17 @@ class TestCheckpoints:
         # Step 3 has a checkpoint, and nothing was reported until then.
         assert second.step == 3
         assert second.state == {"coefficient": 0.25}
-        assert second.history == []
+        assert second.journal.history == []
         resumed = fit(make())
         assert all(torch.equal(one, parameters(resumed)[name]) for name, one in parameters(whole).items())
-        timed = {"seconds", "speed/tokens_per_second"}
+        timed = ("seconds", "speed/tokens_per_second", "speed/samples_per_second", "time/", "memory/")
         histories = [
-            [{name: value for name, value in row.items() if name not in timed} for row in one.history]
+            [{name: value for name, value in row.items() if not name.startswith(timed)} for row in one.journal.history]
             for one in (whole, resumed)
         ]
         assert histories[0] == histories[1]
         assert [row["step"] for row in histories[1]] == [4, 8, 9]
-        seconds = [row["seconds"] for row in resumed.history]
+        seconds = [row["seconds"] for row in resumed.journal.history]
         assert seconds == sorted(seconds)
 
     def test_a_finished_run_does_nothing_more(self, make_trainer: Callable[..., Trainer]) -> None:
@@ -313,7 +323,7 @@ class TestCheckpoints:
         first.fit(groups, cross_entropy)
         second = make_trainer(steps=3, batch_size=3)
         second.fit(groups, lambda model, batch: pytest.fail("it trained"))
-        assert second.history == first.history
+        assert second.journal.history == first.journal.history
         assert all(torch.equal(one, parameters(second)[name]) for name, one in parameters(first).items())
 
     def test_what_changes_nothing_does_not_part_a_run_from_its_checkpoint(

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.components.core.batches import Encoder
 from tutelage.components.core.config import SamplingConfig
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import ArtifactError, ConfigError, DataError
 from tutelage.components.core.launch import launch
 from tutelage.components.core.manifest import read_manifest, write_manifest

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.components.core.batches import Encoder
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import ArtifactError, ConfigError, DataError
+from tutelage.components.core.local_sampler import LocalSampler
 from tutelage.components.core.manifest import digest_of_files, read_manifest, scan_files, write_manifest
-from tutelage.components.core.models import ScalarModel
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Prompt
 from tutelage.components.core.rewards import LearnedReward
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.scalar_model import ScalarModel
 from tutelage.components.policy_optimization.online.actor_critic import ActorCritic
 from tutelage.components.policy_optimization.online.loop import OnlineLoop
 from tutelage.components.policy_optimization.stage import Config
@@ -97,7 +98,7 @@ class TestStage:
             run = config(training={**exact, "micro_batch_tokens": tokens}, online={"update_epochs": 1})
             _, output = stages.run(STAGE, run, f"out{tokens}")
             weights.append(weights_of(output))
-            rows.append({name: value for name, value in series_of(output)[0].items() if name != "speed/padding"})
+            rows.append({name: value for name, value in series_of(output)[0].items() if not name.startswith("speed/")})
         assert rows[0] == pytest.approx(rows[1], abs=1e-5)
         for name, tensor in weights[0].items():
             torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=0)
@@ -131,8 +132,57 @@ class TestStage:
         _, plain = stages.run(STAGE, config(training={"max_steps": 1}), "plain")
         assert series_of(output)[0]["value/loss"] != series_of(plain)[0]["value/loss"]
 
+    @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+    def test_groups_need_no_value_model(self, stages: Any, series_of: Callable[..., Any], advantage: str) -> None:
+        online = {"advantage": advantage, "samples_per_prompt": 4, "update_epochs": 1}
+        _, output = stages.run(STAGE, config(online=online, training={"batch_size": 16}))
+        first, second = series_of(output)
+        assert not {"value/loss", "value/explained_variance"} & first.keys()
+        # In the one update of a step the policy is the sampler's.
+        for row in (first, second):
+            assert row["policy/clip_share"] == 0
+            assert row["rollout/logp_gap"] < 1e-4
+        assert abs(first["kl/mean"]) < 1e-4
+        assert second["kl/k3"] > 1e-4
+        assert first["train/gradient_norm"] > 0
+
+    def test_one_update_a_step_is_the_same_with_and_without_measuring_first(
+        self, stages: Any, weights_of: Callable[[Path], Any]
+    ) -> None:
+        """Two halves in one update, or one pass of two epochs' first: the gradient is that of the ratio 1."""
+        once = {"advantage": "rloo", "samples_per_prompt": 4, "update_epochs": 1}
+        sgd = {"batch_size": 16, "max_steps": 1, "learning_rate": 0.5, "adam_epsilon": 1.0, "max_grad_norm": 1e9}
+        _, output = stages.run(STAGE, config(online=once, training=sgd), "detached")
+        from tutelage.components.policy_optimization.online.loop import OnlineLoop
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OnlineLoop, "measured", True)
+            _, measured = stages.run(STAGE, config(online=once, training={**sgd, "log_every": 2}), "measured")
+        for name, tensor in weights_of(output).items():
+            torch.testing.assert_close(weights_of(measured)[name], tensor, atol=1e-5, rtol=0)
+
+    def test_the_reference_is_not_asked_where_nobody_wants_it(self, stages: Any, series_of: Callable[..., Any]) -> None:
+        result, output = stages.run(STAGE, config(beta=0.0, online={"kl_monitor": False}, training={"max_steps": 1}))
+        assert result["kl"] is None
+        assert not [name for name in series_of(output)[0] if name.startswith("kl/")]
+        _, output = stages.run(STAGE, config(beta=0.0, training={"max_steps": 1}), "watched")
+        assert "kl/mean" in series_of(output)[0]
+
 
 class TestErrors:
+    def test_a_method_of_groups_needs_groups_and_has_no_value_model(self, stages: Any) -> None:
+        with pytest.raises(ConfigError, match="rloo compares responses to one prompt: samples_per_prompt must be 2"):
+            stages.run(STAGE, config(online={"advantage": "rloo"}))
+        groups = {"advantage": "grpo", "samples_per_prompt": 2}
+        with pytest.raises(ConfigError, match="grpo has no value model: leave value_clip out"):
+            stages.run(STAGE, config(online={**groups, "value_clip": 0.1}))
+        with pytest.raises(ConfigError, match=r"option 'scale' of grpo has to be one of .*'none'; got 'all'"):
+            stages.run(STAGE, config(online={**groups, "advantage_options": {"scale": "all"}}))
+
+    def test_an_adaptive_controller_needs_a_coefficient_to_start_from(self, stages: Any) -> None:
+        with pytest.raises(ConfigError, match="cannot move a beta of 0"):
+            stages.run(STAGE, config(beta=0.0, online={"kl_controller": "adaptive"}))
+
     def test_no_reward_model(self, stages: Any) -> None:
         stages.inputs["reward_model"] = ""
         with pytest.raises(ConfigError, match="ppo needs a reward model"):
@@ -208,8 +258,8 @@ class TestLoop:
             torch.nn.init.zeros_(critic.score.weight)
             actor_critic = ActorCritic(Policy(policy), ScalarModel(critic))
             return OnlineLoop(
-                Config.build(values), make_context(STAGE), actor_critic=actor_critic,
-                encoder=Encoder(tokenizer, 32), prompts=prompts, sources=sources, identity={}, pad=3,
+                Config.build(values), make_context(STAGE), actor_critic=actor_critic, sampler=LocalSampler(policy),
+                encoder=Encoder(tokenizer, 32), prompts=prompts, sources=sources, identity={},
             )  # fmt: skip
 
         return make
@@ -221,7 +271,7 @@ class TestLoop:
             online={"rollouts": 48, "samples_per_prompt": 2, "missing_end_penalty": 0.0},
         )  # fmt: skip
         loop.run()
-        rewards = [row["reward/mean"] for row in loop.trainer.history]
+        rewards = [row["reward/mean"] for row in loop.trainer.journal.history]
         assert rewards[0] < 0.06  # one word of sixty
         assert rewards[-1] > 0.3
 
@@ -234,7 +284,7 @@ class TestLoop:
                 online={"rollouts": 24, "missing_end_penalty": 0.0},
             )  # fmt: skip
             loop.run()
-            distances.append(loop.trainer.history[-1]["kl/k3"])
+            distances.append(loop.trainer.journal.history[-1]["kl/k3"])
         assert distances[1] < 0.5 * distances[0]
 
     def test_reference_and_reward_model_stay_as_they_were(
@@ -275,7 +325,7 @@ class TestLoop:
         loop.run()
         # Far below the target: beta (1 - 0.2 x 16 rollouts / 160), once for each of two steps.
         assert loop.trainer.state["kl_coefficient"] == pytest.approx(0.5 * 0.98**2)
-        assert [row["kl/coefficient"] for row in loop.trainer.history] == pytest.approx([0.5, 0.49])
+        assert [row["kl/coefficient"] for row in loop.trainer.journal.history] == pytest.approx([0.5, 0.49])
         again = make_loop({"learned": WordReward("w9")}, online=adaptive, beta=0.5)
         again.trainer.resume()
         assert again.trainer.state == loop.trainer.state

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutelage.components.core.batches import Encoder
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import ArtifactError, ConfigError, DataError, TrainingError
 from tutelage.components.core.manifest import digest_of_files, read_manifest, scan_files, write_manifest
 from tutelage.components.core.models import load_policy, load_tokenizer
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Pair
-from tutelage.components.core.scores import Policy
 from tutelage.components.policy_optimization.models import frozen_logps
 
 TRAINING = {"batch_size": 16, "max_steps": 3, "threads": 1, "learning_rate": 1e-3, "log_every": 1}
@@ -89,7 +89,7 @@ def test_log_probs_of_the_reference_are_those_of_a_plain_forward(tokens: int, da
     encoder = Encoder(load_tokenizer(policy), 80)
     groups = encoder.pairs([Pair.model_validate(row) for row in rows], lambda line: None)
     model = Policy(load_policy(policy))
-    found = frozen_logps(model, groups, tokens=tokens, pad=2, device=torch.device("cpu"))
+    found = frozen_logps(model, groups, tokens=tokens, device=torch.device("cpu"))
     for group, expected in zip(groups, inline_logps(policy, rows), strict=True):
         for sequence, logps, wanted in zip(group, found[group[0].id], expected, strict=True):
             assert len(logps) == len(sequence)

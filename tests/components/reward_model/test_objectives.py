@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tutelage.components.core.batches import Sequence, collate
 from tutelage.components.core.errors import ConfigError
-from tutelage.components.core.models import ScalarModel
+from tutelage.components.core.scalar_model import ScalarModel
 from tutelage.components.reward_model.objectives import bradley_terry
 
 
@@ -85,10 +86,12 @@ def test_impossible_smoothing_is_refused(rate: float) -> None:
 
 def test_one_step_lowers_the_loss_on_the_same_pairs(llama: Callable[..., Any]) -> None:
     scalar = ScalarModel(llama(0, head=True))
-    input_ids = torch.randint(4, 64, (12, 7), generator=torch.Generator().manual_seed(0))
+    draw = random.Random(0)
+    pairs = [tuple(Sequence("", tuple(draw.choices(range(4, 64), k=7)), 1) for _ in range(2)) for _ in range(6)]
+    batch = collate(pairs)
 
     def loss() -> Tensor:
-        rewards = scalar.rewards(input_ids, torch.full((12,), 7)).view(6, 2)
+        rewards = scalar(batch, ends=True).view(6, 2)
         return bradley_terry(rewards[:, 0], rewards[:, 1])[0].mean()
 
     optimizer = torch.optim.SGD(scalar.parameters(), lr=0.01)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tutelage.components.policy_optimization.online.advantages import gae, whiten
+from tutelage.components.policy_optimization.online.advantages import gae, grpo, rloo, whiten
 
 REWARDS = torch.tensor([[-0.02, 0.05, 0.98]], dtype=torch.double)
 VALUES = torch.tensor([[0.5, 0.4, 0.2]], dtype=torch.double)
@@ -117,3 +117,55 @@ def test_whitening_is_over_the_mask_with_the_biased_variance() -> None:
 
 def test_equal_values_whiten_to_zero() -> None:
     assert whiten(torch.full((2, 2), 3.0), torch.ones(2, 2, dtype=torch.bool)).tolist() == [[0, 0], [0, 0]]
+
+
+# Groups of responses to one prompt
+
+TRIPLE = torch.tensor([1.0, 2.0, 6.0], dtype=torch.double)
+
+
+def of_totals(totals: Tensor, groups: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token rewards that sum to the totals, over responses of one to three tokens after a prompt."""
+    mask = torch.zeros(len(totals), 5, dtype=torch.bool)
+    rewards = torch.full(mask.shape, 9.0, dtype=totals.dtype)  # outside the mask nothing counts
+    for row, total in enumerate(totals):
+        length = 1 + row % 3
+        mask[row, 2 : 2 + length] = True
+        rewards[row, 2 : 2 + length] = total / length
+    return rewards, mask, torch.tensor(groups)
+
+
+def test_rloo_of_the_fixture() -> None:
+    rewards, mask, groups = of_totals(TRIPLE, [7, 7, 7])
+    advantages, returns = rloo(rewards, mask, groups=groups)
+    wanted = torch.tensor([-3.0, -1.5, 4.5], dtype=torch.double)
+    torch.testing.assert_close(advantages, wanted.unsqueeze(1) * mask)
+    torch.testing.assert_close(returns, TRIPLE.unsqueeze(1) * mask)
+
+
+@pytest.mark.parametrize(
+    ("scale", "wanted"),
+    [("group", [-0.755929, -0.377964, 1.133893]), ("none", [-2.0, -1.0, 3.0])],
+)
+def test_grpo_of_the_fixture(scale: str, wanted: list[float]) -> None:
+    rewards, mask, groups = of_totals(TRIPLE, [0, 0, 0])
+    advantages, _ = grpo(rewards, mask, groups=groups, scale=scale, epsilon=0.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(
+        advantages, torch.tensor(wanted, dtype=torch.double).unsqueeze(1) * mask, atol=1e-6, rtol=0
+    )
+
+
+def test_groups_are_apart_wherever_they_lie_and_may_differ_in_size() -> None:
+    totals = torch.tensor([1.0, 10.0, 2.0, 14.0, 6.0], dtype=torch.double)
+    rewards, mask, groups = of_totals(totals, [3, 1, 3, 1, 3])
+    advantages = rloo(rewards, mask, groups=groups)[0].amax(1) + rloo(rewards, mask, groups=groups)[0].amin(1)
+    assert advantages.tolist() == pytest.approx([-3, -4, -1.5, 4, 4.5])
+    batch = grpo(rewards, mask, groups=groups, scale="batch", epsilon=0.0)[0]
+    spread = torch.tensor([1.0, 10.0, 2.0, 14.0, 6.0]).std()  # over all responses
+    assert float(batch[3].max()) == pytest.approx(2.0 / float(spread), rel=1e-6)
+
+
+def test_a_group_without_variance_has_no_advantage() -> None:
+    rewards, mask, groups = of_totals(torch.tensor([2.0, 2.0, 2.0], dtype=torch.double), [0, 0, 0])
+    assert grpo(rewards, mask, groups=groups)[0].abs().max() < 1e-9
+    assert rloo(rewards, mask, groups=groups)[0].abs().max() < 1e-9

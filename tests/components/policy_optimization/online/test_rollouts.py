@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from tutelage.components.core.batches import Encoder, collate
 from tutelage.components.core.batches import Sequence as Tokens
+from tutelage.components.core.batches import collate
+from tutelage.components.core.encoder import Encoder
 from tutelage.components.core.errors import DataError
-from tutelage.components.core.models import ScalarModel
+from tutelage.components.core.local_sampler import LocalSampler
+from tutelage.components.core.policy import Policy
 from tutelage.components.core.records import Prompt
-from tutelage.components.core.scores import Policy
+from tutelage.components.core.scalar_model import ScalarModel
 from tutelage.components.policy_optimization.online.actor_critic import ActorCritic
 from tutelage.components.policy_optimization.online.rollouts import (
     Rollout,
@@ -35,7 +37,7 @@ CONFIG = OnlineConfig.build(
 @pytest.fixture
 def rollouts(llama: Callable[..., Any], tokenizer: Any) -> list[Rollout]:
     """Of a model whose end token is likely enough that some rollouts end."""
-    return roll_out(ending(llama), Encoder(tokenizer, 32), PROMPTS, CONFIG, seed=3)
+    return roll_out(LocalSampler(ending(llama)), Encoder(tokenizer, 32), PROMPTS, CONFIG, seed=3)
 
 
 def ending(llama: Callable[..., Any]) -> Any:
@@ -64,8 +66,8 @@ def test_every_prompt_has_its_samples_in_order(rollouts: list[Rollout], tokenize
 def test_the_same_seed_gives_the_same_rollouts(
     rollouts: list[Rollout], llama: Callable[..., Any], tokenizer: Any
 ) -> None:
-    again = roll_out(ending(llama), Encoder(tokenizer, 32), PROMPTS, CONFIG, seed=3)
-    other = roll_out(ending(llama), Encoder(tokenizer, 32), PROMPTS, CONFIG, seed=4)
+    again = roll_out(LocalSampler(ending(llama)), Encoder(tokenizer, 32), PROMPTS, CONFIG, seed=3)
+    other = roll_out(LocalSampler(ending(llama)), Encoder(tokenizer, 32), PROMPTS, CONFIG, seed=4)
     assert [one.sequence for one in again] == [one.sequence for one in rollouts]
     assert [one.sequence for one in other] != [one.sequence for one in rollouts]
 
@@ -73,10 +75,10 @@ def test_the_same_seed_gives_the_same_rollouts(
 def test_what_the_models_say_is_what_each_says_alone(rollouts: list[Rollout], llama: Callable[..., Any]) -> None:
     """However they are batched; and the sampler's log-probs are the policy's."""
     actor_critic = ActorCritic(Policy(ending(llama)), ScalarModel(llama(1, head=True)))
-    measure(rollouts, actor_critic, temperature=0.8, tokens=40, pad=3, device=torch.device("cpu"))
+    measure(rollouts, actor_critic, temperature=0.8, tokens=40, device=torch.device("cpu"))
     for one in rollouts:
-        batch = collate([one.group], 3)
-        wanted = actor_critic(batch.input_ids, batch.mask, 0.8, entropy=True)
+        batch = collate([one.group])
+        wanted = actor_critic(batch, 0.8, entropy=True)
         for name, values in zip(("logps", "entropies", "values"), wanted, strict=True):
             row = getattr(one, name)
             assert row.shape == (len(one.sequence),)
@@ -89,7 +91,7 @@ def test_what_the_models_say_is_what_each_says_alone(rollouts: list[Rollout], ll
 def test_tables_and_masks_line_up(rollouts: list[Rollout]) -> None:
     mask, logps = response_mask(rollouts), table(rollouts, "sampler_logps")
     assert mask.shape == logps.shape == (6, max(len(one.sequence) for one in rollouts))
-    assert torch.equal(mask, collate([one.group for one in rollouts], 3).mask)
+    assert torch.equal(mask, collate([one.group for one in rollouts]).mask)
     assert (logps[mask] < 0).all()
     assert not logps[~mask].any()
 
@@ -111,7 +113,7 @@ class Lengths:
 
 
 def rollout(response: str, ended: bool, id: str = "a/0") -> Rollout:
-    return Rollout("w5 w6", response, Tokens(id, (1, 5, 6, 7), 3), ended, torch.zeros(4))
+    return Rollout("w5 w6", id.partition("/")[0], response, Tokens(id, (1, 5, 6, 7), 3), ended, torch.zeros(4))
 
 
 def test_a_score_is_the_weighted_sum_less_the_penalty_of_a_missing_end() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tutelage.components.core.batches import Sequence, collate
 from tutelage.components.core.errors import ConfigError
-from tutelage.components.core.scores import Policy, SequenceScores
+from tutelage.components.core.policy import Policy
+from tutelage.components.core.scores import SequenceScores
 from tutelage.components.policy_optimization.preference.dpo import dpo, robust
 
 # Four pairs of summed log-probs: h = [1, 0.25, 0.25, 2].
@@ -269,12 +270,12 @@ def test_one_step_lowers_the_loss_and_leaves_the_reference_alone(llama: Callable
         tuple(Sequence("", (1, 9, *(draw.randint(4, 63) for _ in range(length)), 2), 2) for length in (5, 8))
         for _ in range(6)
     ]
-    batch = collate(groups, 3)
+    batch = collate(groups)
     with torch.no_grad():
-        fixed, _ = reference(batch.input_ids, batch.mask)
+        fixed, _ = reference(batch)
 
     def loss() -> Tensor:
-        logps, _ = policy(batch.input_ids, batch.mask)
+        logps, _ = policy(batch)
         both = SequenceScores(*(one.view(6, 2, -1) for one in (logps, fixed, batch.mask)))
         return dpo(both.member(0), both.member(1))[0].mean()
 

@@ -1,0 +1,38 @@
+"""The oracle of all that runs on batches: each sequence alone, unpadded, through the plain transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tutelage.components.core.batches import Sequence
+
+
+@pytest.fixture(scope="session")
+def naive() -> Callable[..., tuple[Tensor, Tensor]]:
+    """naive(model, sequence, temperature): log-probs and entropies, float64 [len(sequence)], 0 before the response.
+
+    Shift by one, log-softmax over all logits, gather; entropies are -sum p log p.
+    """
+    import torch
+
+    def measure(model: Any, sequence: Sequence, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        tokens = torch.tensor([sequence.tokens], device=model.device)
+        logps = torch.log_softmax(model(input_ids=tokens, use_cache=False).logits[0, :-1].double() / temperature, -1)
+        taken, entropies = logps.gather(1, tokens[0, 1:, None]).squeeze(1), -(logps.exp() * logps).sum(1)
+        response = torch.arange(1, len(sequence)) >= sequence.prompt_length
+        first = logps.new_zeros(1)
+        return torch.cat([first, taken * response]), torch.cat([first, entropies * response])
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[Tensor, Iterable[Sequence]], list[Tensor]]:
+    """The rows of a table [R,T] of a batch, each as long as its sequence."""
+    return lambda table, sequences: [row[: len(one)] for row, one in zip(table, sequences, strict=True)]
