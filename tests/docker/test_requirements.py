@@ -41,7 +41,7 @@ def test_all_that_the_images_install_is_pinned() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = re.findall(r"requirements\.py ([a-z ]+) >", (ROOT / "docker" / "Dockerfile").read_text())
-    assert extras == ["stage", "train lexicon deepspeed"]
+    assert extras == ["stage", "train lexicon deepspeed qlora"]
     pins = {line.split("==")[0].lower() for line in (ROOT / "docker" / "constraints.txt").read_text().splitlines()}
     wanted = {re.split(r"[\[<>=!~]", line)[0].lower() for line in requirements(project, extras[1].split())}
     assert wanted - pins == set()

@@ -83,7 +83,8 @@ def test_policy_optimization_keeps_its_own_learning_rate() -> None:
             {"loop": {"sampling": {"temprature": 1.0}}},
             "key loop.sampling.temprature",
             "unknown key 'temprature'",
-            "Did you mean 'temperature'? Allowed: engine, gpu_memory, max_new_tokens, rows, server_url, temperature, top_k, top_p.",
+            "Did you mean 'temperature'? "
+            "Allowed: engine, gpu_memory, max_new_tokens, rows, server_url, temperature, top_k, top_p.",
         ),
         ({"shape": {"layer": 3}}, "key shape.layer", "unknown key 'layer'", "Did you mean 'layers'?"),
         ({"zzz": 1}, "key zzz", "unknown key 'zzz'", "Allowed: beta,"),

@@ -62,7 +62,8 @@ def uninterrupted() -> dict[str, tuple[Path, dict[str, list[tuple[int, float]]]]
 )
 def test_interrupted_is_uninterrupted(
     case: str, number: signal.Signals, stages: Any, database: str, uninterrupted: dict[str, Any],
-    logged: Callable[..., Any], weights_of: Callable[[Path], dict[str, torch.Tensor]], series_of: Callable[[Path], list[dict[str, float]]],
+    logged: Callable[..., Any], weights_of: Callable[[Path], dict[str, torch.Tensor]],
+    series_of: Callable[[Path], list[dict[str, float]]],
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     stage, config = CASES[case]
