@@ -150,9 +150,8 @@ def check_options(family: str, name: str, options: dict[str, Any]) -> None:
         )
     for option, value in options.items():
         if option in method.choices and value not in method.choices[option]:
-            raise ValueError(
-                f"option {option!r} of {name} has to be one of {', '.join(map(repr, method.choices[option]))}; got {value!r}"
-            )
+            allowed = ", ".join(map(repr, method.choices[option]))
+            raise ValueError(f"option {option!r} of {name} has to be one of {allowed}; got {value!r}")
         default, flag = method.defaults[option], isinstance(value, bool)
         if isinstance(default, bool) and not flag:
             raise ValueError(f"option {option!r} of {name} has to be true or false, got {value!r}")
