@@ -75,6 +75,10 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """
     check_training(config)
     distributed, cuda = "WORLD_SIZE" in os.environ, torch.cuda.is_available()
+    if cuda and config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     AcceleratorState._reset_state(reset_partial_state=not distributed)
     if not cuda:
         # transformers imports DeepSpeed wherever it is installed, and it would look for devices and warn.

@@ -144,6 +144,9 @@ class TrainingConfig(StageConfig):
         "none", description="What ZeRO keeps in the CPU's memory; parameters (ZeRO 3 only) take the optimizer along."
     )
     processes: int = Field(0, ge=0, description="Processes on this machine; 0: one per GPU, or one.")
+    deterministic: bool = Field(
+        True, description="On a GPU: kernels that sum in one order, so that the same run gives the same weights."
+    )
     threads: int = Field(0, ge=0, description="CPU threads per process; 0: the processor's cores shared out.")
     eval_examples: int = Field(1000, ge=0, description="Held-out examples that are measured after each epoch.")
     log_every: int = Field(10, ge=1, description="Optimizer steps between logged metrics.")

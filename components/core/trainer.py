@@ -41,7 +41,8 @@ LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
 
 # What may differ between a run and the run that resumes it.
 NOT_IDENTITY = {
-    "processes", "threads", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "peak_tflops",
+    "processes", "threads", "deterministic", "log_every", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints",
+    "peak_tflops",
 }  # fmt: skip
 SHOWN = ("train/loss", "reward/mean", "kl/mean")
 
