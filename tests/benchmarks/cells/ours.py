@@ -109,7 +109,7 @@ def configuration() -> dict[str, Any]:
         return {**common, "method": "dpo", "beta": SPEC["beta"]}
     online = {
         "advantage": SPEC["row"], "rollouts": SPEC["batch_size"], "samples_per_prompt": SPEC["group"],
-        "update_epochs": 1, "rewards": {"vader": 1.0}, "missing_end_penalty": 0.0,
+        "update_epochs": 1, "rewards": {"vader": 1.0}, "missing_end_penalty": 0.0, "kl_monitor": False,
         "sampling": {"max_new_tokens": SPEC["max_new_tokens"], "temperature": SPEC["temperature"]},
     }  # fmt: skip
     return {**common, "method": "ppo", "beta": SPEC["beta"], "online": online}

@@ -1,7 +1,8 @@
-"""The oracle of all that runs on batches: each sequence alone, unpadded, through the plain transformers model."""
+"""The oracle of all that runs on batches (each sequence alone through the plain model), and trainers of tiny models."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tutelage.components.core.batches import Sequence
+    from tutelage.components.core.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,27 @@ def naive() -> Callable[..., tuple[Tensor, Tensor]]:
 def rows_of() -> Callable[[Tensor, Iterable[Sequence]], list[Tensor]]:
     """The rows of a table [R,T] of a batch, each as long as its sequence."""
     return lambda table, sequences: [row[: len(one)] for row, one in zip(table, sequences, strict=True)]
+
+
+@pytest.fixture
+def make_trainer(make_context: Callable[..., Any], llama: Callable[..., Any]) -> Callable[..., Trainer]:
+    """make_trainer(**training): a trainer of a new Llama. The store is that of the test."""
+    from tutelage.components.core.config import TrainingConfig
+    from tutelage.components.core.policy import Policy
+    from tutelage.components.core.trainer import Trainer
+
+    numbers = itertools.count()
+
+    def make(
+        *, steps: int = 10, seed: int = 0, identity: dict[str, Any] | None = None, model: Any = None,
+        updates_per_step: int = 1, dropout: bool = False, shape: dict[str, Any] | None = None, **training: Any,
+    ) -> Trainer:  # fmt: skip
+        context = make_context("sft", work=f"work-{next(numbers)}")
+        values = {"threads": 1, "learning_rate": 1e-2, "warmup_fraction": 0.0, "schedule": "constant", **training}
+        return Trainer(
+            Policy(model or llama(1, **(shape or {}))), TrainingConfig.build(values), context,
+            total_steps=steps, seed=seed, identity=identity or {"data": "a"},
+            updates_per_step=updates_per_step, dropout=dropout,
+        )  # fmt: skip
+
+    return make

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tutelage.components.core.batches import Batch, Group, Sequence, response_tokens
 from tutelage.components.core.config import TrainingConfig
 from tutelage.components.core.errors import ArtifactError, ConfigError, TrainingError
-from tutelage.components.core.policy import Policy
 from tutelage.components.core.schedule import planned_steps
 from tutelage.components.core.trainer import Metrics, Trainer
 
@@ -34,26 +33,6 @@ def groups_of(*lengths: int) -> list[Group]:
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
     logps, _ = model(batch)
     return -logps.sum(), {"train/tokens": (batch.mask.sum(), 1.0)}
-
-
-@pytest.fixture
-def make_trainer(make_context: Callable[..., Any], llama: Callable[..., Any]) -> Callable[..., Trainer]:
-    """make_trainer(**training): a trainer of a new Llama. The store is that of the test."""
-    numbers = itertools.count()
-
-    def make(
-        *, steps: int = 10, seed: int = 0, identity: dict[str, Any] | None = None, model: Any = None,
-        updates_per_step: int = 1, dropout: bool = False, shape: dict[str, Any] | None = None, **training: Any,
-    ) -> Trainer:  # fmt: skip
-        context = make_context("sft", work=f"work-{next(numbers)}")
-        values = {"threads": 1, "learning_rate": 1e-2, "warmup_fraction": 0.0, "schedule": "constant", **training}
-        return Trainer(
-            Policy(model or llama(1, **(shape or {}))), TrainingConfig.build(values), context,
-            total_steps=steps, seed=seed, identity=identity or {"data": "a"},
-            updates_per_step=updates_per_step, dropout=dropout,
-        )  # fmt: skip
-
-    return make
 
 
 def parameters(trainer: Trainer) -> dict[str, Tensor]:

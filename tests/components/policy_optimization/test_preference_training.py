@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,30 @@ def test_log_probs_of_the_reference_are_those_of_a_plain_forward(tokens: int, da
             assert len(logps) == len(sequence)
             assert bool((logps[: sequence.prompt_length] == 0).all())
             torch.testing.assert_close(logps[sequence.prompt_length :], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_reference_is_asked_once_for_all_runs_of_a_sweep(
+    stages: Any, series_of: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Runs of other betas, rates, seeds and lengths read what the first one put into the store."""
+
+    def in_store(name: str, store: Path, **changes: Any) -> tuple[list[tuple[int, int]], Path]:
+        _, output = stages.run(STAGE, config(**changes), name, store_uri=str(store))
+        said = re.findall(r"reference: ([\d,]+) of ([\d,]+) sequences are in the store", capsys.readouterr().err)
+        return [(int(there), int(total)) for there, total in said], output
+
+    short = {**TRAINING, "max_steps": 2}
+    first, _ = in_store("first", tmp_path / "store", training=short)
+    assert [there for there, _ in first] == [0, 0]
+    again, _ = in_store("again", tmp_path / "store", training={**short, "learning_rate": 3e-4}, beta=0.5)
+    assert again == [(total, total) for _, total in first]
+    longer, output = in_store("longer", tmp_path / "store", seed=5)
+    assert 0 < longer[0][0] < longer[0][1]
+    assert longer[1] == (first[1][1], first[1][1])  # the held-out pairs are the same
+    fresh, inline = in_store("fresh", tmp_path / "other", seed=5)
+    assert fresh[0][0] == 0
+    for one, other in zip(series_of(output), series_of(inline), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_in_bf16_the_reference_runs_as_the_policy_does(stages: Any, series_of: Callable[..., Any]) -> None:
