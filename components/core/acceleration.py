@@ -78,7 +78,7 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     if cuda and config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     AcceleratorState._reset_state(reset_partial_state=not distributed)
     if not cuda:
         # transformers imports DeepSpeed wherever it is installed, and it would look for devices and warn.

@@ -127,6 +127,11 @@ def _common(one: tuple[int, ...], other: tuple[int, ...], known: int) -> int:
     return known
 
 
+def one_each(group: Group) -> float:
+    """The unit of losses that are means over examples."""
+    return 1.0
+
+
 def response_tokens(group: Group) -> float:
     """Tokens that the group's responses are predicted in: the unit of losses that are means over tokens."""
     return float(sum(len(sequence) - max(1, sequence.prompt_length) for sequence in group))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from tutelage.components.core.batches import Batch, Group
 from tutelage.components.core.meter import Meter
 from tutelage.components.core.throughput import Throughput
 from tutelage.components.core.tracking import NullTracker, Tracker
@@ -39,6 +40,17 @@ class Journal:
         self.history.append({"step": step, "seconds": round(self.seconds, 3), **figures})
         self.tracker.log_metrics(figures, step)
         return figures
+
+    def count(self, groups: Sequence[Group], batch: Batch, packed: bool) -> None:
+        """Counts a micro-batch of these groups that was trained on, end to end (`packed`) or in padded rows."""
+        computed = batch.input_ids.numel() if packed else batch.rows.numel()
+        self.throughput.add(
+            [len(sequence) for group in groups for sequence in group],
+            samples=len(groups),
+            computed=computed,
+            predictions=batch.targets.numel(),
+            shared=batch.real - computed if packed else 0,
+        )
 
     def last(self) -> dict[str, float]:
         """The last value of each metric."""

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 
 from tutelage.components.core.acceleration import make_accelerator
-from tutelage.components.core.batches import Batch, Group, collate, micro_batches
+from tutelage.components.core.batches import Batch, Group, collate, micro_batches, one_each
 from tutelage.components.core.checkpoints import Checkpoints
 from tutelage.components.core.config import TrainingConfig
 from tutelage.components.core.context import StageContext
@@ -34,7 +34,7 @@ from tutelage.components.core.progress import Progress
 from tutelage.components.core.schedule import batch_at, rate_factor
 from tutelage.components.core.signals import TERMINATED, on_sigterm
 from tutelage.components.core.throughput import Throughput
-from tutelage.components.core.training_state import restore_state, save_state
+from tutelage.components.core.training_state import restore_state, save_state, whole_state
 
 # loss(model, batch) -> (loss summed over the units of the micro-batch, metrics)
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
@@ -45,11 +45,6 @@ NOT_IDENTITY = {
     "peak_tflops",
 }  # fmt: skip
 SHOWN = ("train/loss", "reward/mean", "kl/mean")
-
-
-def one_each(group: Group) -> float:
-    """The unit of losses that are means over examples."""
-    return 1.0
 
 
 class Trainer:
@@ -145,7 +140,7 @@ class Trainer:
             losses.append((summed.detach(), batch.ids))
             meter.add({"train/loss": (summed, sum(map(units, some))), **metrics}, weight)
             if weight:
-                self._count(some, batch)
+                self.journal.count(some, batch, self.packed)
         norm = self._clip()
         self._refuse_nan(groups, losses, norm)
         self.optimizer.step()
@@ -166,32 +161,21 @@ class Trainer:
         self.masters.reduce()
         return self.masters.clip(self.config.max_grad_norm)
 
-    def _count(self, groups: Sequence[Group], batch: Batch) -> None:
-        computed = batch.input_ids.numel() if self.packed else batch.rows.numel()
-        self.journal.throughput.add(
-            [len(sequence) for group in groups for sequence in group],
-            samples=len(groups),
-            computed=computed,
-            predictions=batch.targets.numel(),
-            shared=batch.real - computed if self.packed else 0,
-        )
-
     def _refuse_nan(
         self, groups: Sequence[Group], losses: list[tuple[Tensor, tuple[str, ...]]], norm: Tensor | float
     ) -> None:
         values = torch.stack([value.float() for value, _ in losses])
         finite = torch.isfinite(values).all() & torch.isfinite(torch.as_tensor(norm, device=self.device))
-        if not self._anywhere(~finite):
-            return
-        bad = [record for value, ids in losses if not bool(torch.isfinite(value)) for record in ids]
-        # Every process names its own; where no loss is broken but the gradient is, all are suspect.
-        named = (gather_object(bad) if self.world > 1 else bad) or [group[0].id for group in groups]
-        more = f" and {len(named) - 20} more" if len(named) > 20 else ""
-        raise TrainingError(
-            f"the loss is not a number at step {self.step + 1}; its micro-batch: {', '.join(named[:20])}{more}",
-            where=self.context.name,
-            fix="Look at those records, lower the learning rate, or train in fp32.",
-        )
+        if self._anywhere(~finite):
+            bad = [record for value, ids in losses if not bool(torch.isfinite(value)) for record in ids]
+            # Every process names its own; where no loss is broken but the gradient is, all are suspect.
+            named = (gather_object(bad) if self.world > 1 else bad) or [group[0].id for group in groups]
+            more = f" and {len(named) - 20} more" if len(named) > 20 else ""
+            raise TrainingError(
+                f"the loss is not a number at step {self.step + 1}; its micro-batch: {', '.join(named[:20])}{more}",
+                where=self.context.name,
+                fix="Look at those records, lower the learning rate, or train in fp32.",
+            )
 
     def _anywhere(self, *flags: Tensor | bool) -> bool:
         """Whether a flag is set in any process. Every process calls it, and all get the same answer."""
@@ -314,15 +298,7 @@ class Trainer:
 
     def trained_state(self, prefix: str = "model.") -> dict[str, Tensor]:
         """The weights below `prefix`, gathered where they are sharded: all processes call it, the main one gets all."""
-        module = self.unwrapped()
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            # Gathered weights are copies, in which tied ones no longer share memory: each is taken once.
-            once = {name for name, _ in module.named_parameters()}
-            tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
-            gathered = self.accelerator.get_state_dict(self.model) or {}
-            state = {name: tensor for name, tensor in gathered.items() if name not in tied}
-        else:
-            state = module.state_dict()
+        state = whole_state(self)
         return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
     def unwrapped(self) -> Any:

@@ -66,6 +66,18 @@ def restore_state(trainer: Trainer) -> bool:
     return True
 
 
+def whole_state(trainer: Trainer) -> dict[str, Tensor]:
+    """The module's state, gathered where it is sharded. Every process calls it; only the main one gets all then."""
+    module = trainer.unwrapped()
+    if not _sharded(trainer):
+        return dict(module.state_dict())
+    # Gathered weights are copies, in which tied ones no longer share memory: each is taken once.
+    once = {name for name, _ in module.named_parameters()}
+    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
+    gathered = trainer.accelerator.get_state_dict(trainer.model) or {}
+    return {name: tensor for name, tensor in gathered.items() if name not in tied}
+
+
 def _find(trainer: Trainer) -> tuple[int, Path, dict[str, Any]] | None:
     """The newest whole checkpoint: step, the main process's directory, and what its state.json holds."""
     found: list[Any] = [None]

@@ -59,7 +59,7 @@ class Device:
 DEVICES = {
     "cpu": Device(
         ["small", "large"], "fp32", 1024, 96,
-        {"sft": 8, "reward_model": 8, "dpo": 4, "dpo_ratings": 8, "rloo": 8, "grpo": 8},
+        {"sft": 4, "reward_model": 4, "dpo": 2, "dpo_ratings": 8, "rloo": 8, "grpo": 8},
     ),
     "cuda": Device(
         ["0.5b", "1.5b"], "bf16", 32768, 256,

@@ -54,10 +54,12 @@ def main() -> None:
     cpu_seconds = time.process_time() - cpu + precomputing[1]
     trainer.save_model(SPEC["output"])
     tokenizer.save_pretrained(SPEC["output"])
-    seen = trainer.state.num_input_tokens_seen if ONLINE else WATCH.facts["tokens"]
+    seen = int(trainer.state.num_input_tokens_seen if ONLINE else WATCH.positions - WATCH.padding)
+    if not ONLINE and seen != WATCH.facts["tokens"]:
+        raise SystemExit(f"{seen} tokens were trained on, the data has {WATCH.facts['tokens']}: the columns differ")
     figures = {name: value for row in trainer.state.log_history for name, value in row.items()}
     WATCH.write(
-        seconds=seconds, cpu_seconds=cpu_seconds, tokens=int(seen), train_loss=result.training_loss,
+        seconds=seconds, cpu_seconds=cpu_seconds, tokens=seen, train_loss=result.training_loss,
         response_length=figures.get("completions/mean_length"),
     )  # fmt: skip
 
