@@ -85,10 +85,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def keep(self, kind: str, identity: str, **fields: Any) -> None:
         made = {identity: f"{kind}-{len(self.server.asked)}", **fields}
-        if self.answer(made):
+        # Kept before it is answered: the client looks at once.
+        if ("POST", urlsplit(self.path).path.removeprefix(API)) not in self.server.refuse:
             self.server.of(kind).append(made)
+        self.answer(made)
 
-    def answer(self, body: dict[str, Any]) -> bool:
+    def answer(self, body: dict[str, Any]) -> None:
         path = urlsplit(self.path).path.removeprefix(API)
         self.server.asked.append((self.command, path))
         status, message = self.server.refuse.get((self.command, path), (200, ""))
@@ -98,7 +100,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-        return status == 200
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass

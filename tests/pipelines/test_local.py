@@ -120,7 +120,7 @@ class TestRun:
         rest = command.stdout.read()
         assert command.wait(30) == 0
         assert rest.splitlines() == ["interrupted train", "interrupted train"]
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 40  # of the 60 seconds that the stage would take
         assert _engines(tmp_path) == []
         assert len(list(tmp_path.glob("pipeline_root/*/train/model/interrupted"))) == 1
 
