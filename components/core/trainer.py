@@ -124,7 +124,8 @@ class Trainer:
             group["lr"] = peak * factor
         parts = micro_batches(groups, tokens=self.config.micro_batch_tokens, ranks=self.world, rank=self.rank)
         losses: list[tuple[Tensor, tuple[str, ...]]] = []
-        meter = Meter(self.device)
+        # What is measured goes into the journal with the whole step: one that is left has not been.
+        meter, worked = Meter(self.device), list[tuple[list[Group], Batch]]()
         for number, (indices, weight) in enumerate(parts):
             self._leave_if_told()
             last, where = number == len(parts) - 1, functools.partial(describe_micro_batch, groups, indices)
@@ -140,13 +141,15 @@ class Trainer:
             losses.append((summed.detach(), batch.ids))
             meter.add({"train/loss": (summed, sum(map(units, some))), **metrics}, weight)
             if weight:
-                self.journal.count(some, batch, self.packed)
+                worked.append((some, batch))
         norm = self._clip()
         self._refuse_nan(groups, losses, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         meter.add({"train/gradient_norm": (norm, 1.0)}, 1 / self.world)  # the same in every process
         self.journal.meter.merge(meter)
+        for some, batch in worked:
+            self.journal.count(some, batch, self.packed)
         self.updates += 1
 
     @property
@@ -177,9 +180,9 @@ class Trainer:
                 fix="Look at those records, lower the learning rate, or train in fp32.",
             )
 
-    def _anywhere(self, *flags: Tensor | bool) -> bool:
-        """Whether a flag is set in any process. Every process calls it, and all get the same answer."""
-        held = torch.stack([torch.as_tensor(flag, device=self.device).float() for flag in flags]).sum()
+    def _anywhere(self, flag: Tensor | bool) -> bool:
+        """Whether the flag is set in any process. Every process calls it, and all get the same answer."""
+        held = torch.as_tensor(flag, device=self.device).float()
         return bool(self.accelerator.reduce(held, reduction="sum") if self.world > 1 else held)
 
     # Epochs over a data set
