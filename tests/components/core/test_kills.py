@@ -18,7 +18,7 @@ from tutelage.components.core.launch import launch
 from tutelage.components.sft.stage import Config
 
 KILLS = 20
-STEPS = 400
+STEPS = 1500  # more than twenty lives get through on a fast machine
 CONFIG = {
     # Dropout is a source of randomness that has to be the same, too.
     "architecture": {
